@@ -1,0 +1,75 @@
+"""Names and schemas of every table that leaves a step: written once here, and nowhere else as a literal."""
+
+from typing import Final
+
+import pyarrow as pa
+
+USER_ID: Final = "user_id"
+ITEM_ID: Final = "item_id"
+TIMESTAMP: Final = "timestamp"
+EVENT_TYPE: Final = "event_type"
+
+EVENT_TYPES: Final = ("view", "click", "cart", "favourite", "purchase", "coupon", "rating", "return")
+TIERS: Final = ("loyal", "warm", "cold", "anonymous")
+VIEWS: Final = ("all", "discovery")
+PLACEMENTS: Final = ("home", "discover", "similar")
+PLACEMENT_VIEW: Final = {"home": "all", "discover": "discovery"}
+"""Which view of the leaderboard decides the champion of a placement."""
+ANONYMOUS: Final = "__anonymous__"
+"""The user id under which the list for visitors is published."""
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+EVENTS: Final = pa.schema(
+    [
+        pa.field(USER_ID, pa.string(), nullable=False),
+        pa.field(ITEM_ID, pa.string(), nullable=False),
+        pa.field(TIMESTAMP, _TIME, nullable=False),
+        pa.field(EVENT_TYPE, pa.string(), nullable=False),
+        pa.field("value", pa.float64()),  # rating, quantity
+        pa.field("price", pa.float64()),
+        pa.field("session_id", pa.string()),
+        pa.field("event_id", pa.string()),
+    ]
+)
+"""One row an event, sorted by time. Written by ingest (one file a day), read by every later step."""
+
+ITEMS: Final = pa.schema(
+    [
+        pa.field(ITEM_ID, pa.string(), nullable=False),
+        pa.field("title", pa.string()),
+        pa.field("description", pa.string()),
+        pa.field("brand", pa.string()),
+        pa.field("category", pa.list_(pa.string())),  # broad to narrow
+        pa.field("price", pa.float64()),
+        pa.field("available", pa.bool_(), nullable=False),
+        pa.field("updated_at", _TIME),
+    ]
+)
+"""The catalogue as of the night, sorted by item_id. Written by ingest, read by every later step."""
+
+QUARANTINE: Final = pa.schema(
+    [
+        pa.field("table", pa.string(), nullable=False),  # events | items
+        pa.field("file", pa.string(), nullable=False),  # name relative to the source
+        pa.field("row", pa.int64(), nullable=False),  # data row in the file, from 1
+        pa.field("field", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # what came, what was expected
+        pa.field("record", pa.string()),  # the row as it came, JSON
+    ]
+)
+"""Rows that were not used, each with its reason. Written by ingest, read by people."""
+
+RECOMMENDATIONS: Final = pa.schema(
+    [
+        pa.field(USER_ID, pa.string(), nullable=False),  # an item id for item placements
+        pa.field("rank", pa.int16(), nullable=False),  # from 1
+        pa.field(ITEM_ID, pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),  # higher is better; comparable within one list only
+        pa.field("tier", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # the model that put it there
+        pa.field("reason", pa.string(), nullable=False),  # a sentence a shopper can read
+        pa.field("reason_item_id", pa.string()),
+    ]
+)
+"""The product. Written by recommend, proven by check, made current by publish, read by the shop."""

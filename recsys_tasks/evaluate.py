@@ -1,0 +1,148 @@
+"""Step 4, evaluate: one leaderboard over the test window, read once a night.
+
+Full catalogue, one global split by time, both views, per tier, 95 % intervals. Reads the snapshot and tonight's
+models; writes ``evaluations/<id>/leaderboard.json`` and a plot. A model that failed to train is named and left out.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys_tasks.contract import TIERS, VIEWS
+from recsys_tasks.errors import TrainingError
+from recsys_tasks.lake import fingerprint
+from recsys_tasks.metrics import CUTOFFS, beyond_accuracy, bootstrap, per_user
+from recsys_tasks.night import Night
+from recsys_tasks.recipe import Recipe, Shelf
+from recsys_tasks.snapshot import tiers
+from recsys_tasks.split import Truth, truth
+
+log = logging.getLogger(__name__)
+
+EVERYONE = "everyone"
+"""The row over all users that had a history; ``anonymous`` ones, who had none, have a row of their own."""
+
+
+def evaluate(night: Night, snapshot: str, vectors: str) -> str:
+    """Score tonight's models on the test window and return the evaluation's id.
+
+    Raises
+    ------
+    TrainingError
+        No model was trained.
+    ContractError
+        Nobody did the target event in the test window.
+
+    """
+    lake, shop, windows = night.lake, night.shop, night.windows
+    shelf = Shelf.open(lake, shop, snapshot, vectors)
+    ids = {recipe: shelf.model_id(Recipe(recipe), windows.fit_end) for recipe in night.recipes}
+    models = {recipe: model_id for recipe, model_id in ids.items() if lake.has(model_id)}
+    failed = sorted(set(ids) - set(models))
+    if not models:
+        raise TrainingError(f"none of {night.recipes} was trained; the logs of the train tasks say why")
+    for recipe in failed:
+        log.warning("%s was not trained and is left out tonight; the log of its train task says why", recipe)
+    evaluation = f"evaluations/{fingerprint({'models': models, 'failed': failed, 'test': windows.as_of})}"
+    if not lake.has(evaluation):
+        start = windows.validation_end
+        candidates = shelf.catalog.candidates(start)
+        rows: list[dict[str, Any]] = []
+        for view in VIEWS:
+            known = truth(shelf.interactions, start, windows.as_of, view)
+            new = truth(shelf.interactions, start, windows.as_of, view, returning=False)
+            tier = tiers(known.past.active_days, shop.tiers.loyal, shop.tiers.warm)[known.users]
+            of_popular: dict[str, np.ndarray] = {}
+            for recipe in sorted(models, key=lambda text: text != "popular"):
+                ranked = _lists(shelf, models[recipe], known, candidates)
+                values = per_user(ranked, known.items)
+                of_popular = of_popular or values
+                beyond = beyond_accuracy(
+                    ranked, np.diff(known.past.bought.tocsc().indptr), known.past.n_users, int(candidates.sum())
+                )
+                groups = {EVERYONE: np.ones(len(tier), bool)} | {name: tier == name for name in TIERS}
+                for name, members in groups.items():
+                    if members.any():
+                        part = {metric: value[members] for metric, value in values.items()}
+                        against = {metric: value[members] for metric, value in of_popular.items()}
+                        row = _row(recipe, view, name, part, against)
+                        rows.append(row | ({"beyond_accuracy": beyond} if name == EVERYONE else {}))
+                if len(new.users):
+                    strangers = np.broadcast_to(
+                        _lists(shelf, models[recipe], new, candidates, anonymous=True), (len(new.users), 50)
+                    )
+                    part = per_user(strangers, new.items)
+                    rows.append(_row(recipe, view, "anonymous", part, part))
+                log.info("%s, %s: ndcg@10 %.4f", recipe, view, values["ndcg@10"].mean())
+        leaderboard = {"rows": rows, "models": models, "failed": failed, "as_of": night.as_of, "snapshot": snapshot}
+        with lake.create(evaluation, {"models": models, "failed": failed, "snapshot": snapshot}) as folder:
+            (folder / "leaderboard.json").write_text(json.dumps(leaderboard, indent=1) + "\n")
+            plot(rows, folder / "leaderboard.png")
+    rows = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())["rows"]
+    for recipe in models:
+        night.tracking.log_evaluation(
+            night.name, Recipe(recipe), flat_metrics(rows, recipe), lake.path(evaluation) / "leaderboard.png"
+        )
+    return evaluation
+
+
+def flat_metrics(rows: list[dict[str, Any]], recipe: str) -> dict[str, float]:
+    """Return the metrics of a recipe as MLflow wants them: ``{"all/ndcg@10": 0.3, "all/loyal/ndcg@10": ...}``."""
+    found = {}
+    for row in rows:
+        if row["recipe"] == recipe:
+            head = row["view"] if row["tier"] == EVERYONE else f"{row['view']}/{row['tier']}"
+            values = row["metrics"] if row["tier"] == EVERYONE else {"ndcg@10": row["metrics"]["ndcg@10"]}
+            found |= {f"{head}/{name}": value for name, value in (values | row.get("beyond_accuracy", {})).items()}
+    return found
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw ndcg@10 of every model with its interval, a panel a view; baselines are grey."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from recsys_tasks.models import BASELINES
+
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        for axes, view in zip(figure.subplots(1, len(VIEWS)), VIEWS, strict=True):
+            shown = [row for row in rows if row["view"] == view and row["tier"] == EVERYONE]
+            shown.sort(key=lambda row: row["metrics"]["ndcg@10"])
+            value = np.array([row["metrics"]["ndcg@10"] for row in shown])
+            ends = np.array([row["interval"]["ndcg@10"] for row in shown])
+            colours = ["#9aa0a6" if row["recipe"] in BASELINES else "#1a73e8" for row in shown]
+            axes.barh([row["recipe"] for row in shown], value, color=colours, height=0.6)
+            axes.errorbar(
+                value, range(len(shown)), xerr=np.abs(ends.T - value), fmt="none", ecolor="#202124", capsize=3, lw=1
+            )
+            axes.set_title(f"{view}: ndcg@10 on the test window, 95 % interval", fontsize=9)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _lists(shelf: Shelf, model_id: str, known: Truth, candidates: np.ndarray, anonymous: bool = False) -> np.ndarray:
+    users = np.array([-1]) if anonymous else known.users
+    ranked = shelf.load(model_id).recommend(
+        known.past, users, max(CUTOFFS), candidates, exclude_seen=known.exclude_seen
+    )
+    missing = max(CUTOFFS) - ranked.items.shape[1]
+    return np.pad(ranked.items, ((0, 0), (0, missing)), constant_values=-1)
+
+
+def _row(
+    recipe: str, view: str, tier: str, values: dict[str, np.ndarray], against: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    lift = {"ndcg@10 over popular": values["ndcg@10"] - against["ndcg@10"]}
+    interval = bootstrap(values | lift)
+    return {
+        "recipe": recipe,
+        "view": view,
+        "tier": tier,
+        "users": len(values["ndcg@10"]),
+        "metrics": {name: float(value.mean()) for name, value in values.items()},
+        "interval": {name: list(interval[name]) for name in interval},
+    }

@@ -1,0 +1,164 @@
+"""Versioned storage, the place where steps meet.
+
+Everything a step makes is an *entry*: a folder ``<lake>/<kind>/<key>/`` whose key is a fingerprint of all that went
+into it. An entry is written elsewhere and appears by one rename, so it is either absent or complete; a step that finds
+its entry does nothing. ``_MANIFEST.json`` in the folder says what it was made from.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_tasks.errors import NothingInLake
+
+MANIFEST = "_MANIFEST.json"
+CURRENT = "_CURRENT.json"
+
+
+def fingerprint(inputs: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that change when any of ``inputs`` (JSON values) or the product's code changes."""
+    text = json.dumps({"code": code_fingerprint(), **inputs}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def code_fingerprint() -> str:
+    """Return 16 hexadecimal digits of the product's own source."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write Parquet in the one way the lake does: zstd, no dictionary on floats, nothing of this machine in the bytes."""
+    floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(
+        table.replace_schema_metadata(None),
+        path,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=[f.name for f in table.schema if f.name not in floats],
+        use_byte_stream_split=floats,
+    )
+
+
+class Lake:
+    """A folder of entries.
+
+    Parameters
+    ----------
+    root
+        The folder; made when the first entry is written.
+
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, entry: str) -> Path:
+        """Return the folder of an entry, named ``kind/key``."""
+        return self.root / entry
+
+    def has(self, entry: str) -> bool:
+        """Tell whether the entry is there, and so complete."""
+        return (self.path(entry) / MANIFEST).is_file()
+
+    def manifest(self, entry: str) -> dict[str, Any]:
+        """Return what an entry was made from and what it holds.
+
+        Raises
+        ------
+        NothingInLake
+            There is no such entry.
+
+        """
+        try:
+            return json.loads((self.path(entry) / MANIFEST).read_text())
+        except FileNotFoundError as error:
+            raise NothingInLake(
+                f"{self.path(entry)} is not in the lake; run the step {entry.split('/')[0]!r} comes from (or the night)"
+            ) from error
+
+    @contextmanager
+    def create(self, entry: str, manifest: dict[str, Any]) -> Iterator[Path]:
+        """Give a folder to fill; it becomes the entry when the block ends well and vanishes when it does not.
+
+        ``manifest`` is written at the end of the block, so the block may add to it.
+        """
+        final = self.path(entry)
+        draft = Path(tempfile.mkdtemp(prefix=final.name + "-", dir=self._drafts()))
+        draft.chmod(0o755)
+        try:
+            yield draft
+            (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            final.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                draft.rename(final)
+            except OSError:
+                if not self.has(entry):
+                    raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def add_file(self, draft: Path, name: str) -> None:
+        """Put a file whose name tells its content into the lake, at one instant; one already there stays."""
+        target = self.root / name
+        if target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(draft, beside)
+        beside.replace(target)
+
+    def point(self, folder: str, content: Mapping[str, Any]) -> None:
+        """Replace ``<folder>/_CURRENT.json`` at one instant: a reader sees the old content or the new."""
+        target = self.root / folder / CURRENT
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{CURRENT}.{os.getpid()}")
+        with draft.open("w") as file:
+            file.write(json.dumps(content, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+
+    def current(self, folder: str) -> dict[str, Any] | None:
+        """Return what ``<folder>/_CURRENT.json`` holds, or None where nothing was pointed at yet."""
+        try:
+            return json.loads((self.root / folder / CURRENT).read_text())
+        except FileNotFoundError:
+            return None
+
+    def entries(self, kind: str) -> list[str]:
+        """Return the entries of a kind, by name."""
+        return sorted(f"{kind}/{path.parent.name}" for path in (self.root / kind).glob(f"*/{MANIFEST}"))
+
+    def drop(self, entry: str) -> None:
+        """Remove an entry: first from sight by one rename, then from disk."""
+        grave = Path(tempfile.mkdtemp(prefix="dropped-", dir=self._drafts()))
+        if self.path(entry).exists():
+            self.path(entry).rename(grave / "entry")
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def _drafts(self) -> Path:
+        drafts = self.root / ".drafts"
+        drafts.mkdir(parents=True, exist_ok=True)
+        return drafts

@@ -1,0 +1,23 @@
+"""The models, by name. Each is imported when it is asked for, so listing them costs nothing."""
+
+from importlib import import_module
+
+from recsys_tasks.models.base import Material, Model, Ranked
+
+__all__ = ["BASELINES", "MODELS", "Material", "Model", "Ranked", "model_class"]
+
+MODELS = {
+    "popular": "recsys_tasks.models.popular:Popular",
+    "repeat": "recsys_tasks.models.repeat:Repeat",
+    "item_knn": "recsys_tasks.models.item_knn:ItemKNN",
+    "ease": "recsys_tasks.models.ease:EASE",
+    "two_tower": "recsys_tasks.models.two_tower:TwoTower",
+}
+BASELINES = ("popular", "repeat", "item_knn", "ease")
+"""Trained every night: no number is shown without them beside it."""
+
+
+def model_class(name: str) -> type[Model]:
+    """Return the class of a model in ``MODELS``."""
+    module, _, attribute = MODELS[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,297 @@
+"""The one interface of all models, and the only place where lists are cut, masked and filled up."""
+
+import hashlib
+import itertools
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import BaseModel, ConfigDict
+
+from recsys_tasks.errors import NotFittedError, TrainingError
+from recsys_tasks.metrics import hits, ndcg_at_k
+from recsys_tasks.snapshot import Catalog, Interactions
+from recsys_tasks.split import Truth
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the saved form; ``load`` refuses another."""
+FILL_HALF_LIFE_DAYS = 14.0
+"""Recency of the popularity that fills up what a model leaves empty."""
+
+
+class Config(BaseModel):
+    """Hyper-parameters. A value given in the shop file stands; others of the grid are chosen on validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a model may learn from."""
+
+    interactions: Interactions
+    """Events before the end of the training window."""
+    catalog: Catalog
+    text_vectors: np.ndarray
+    """(n_items, d) float32 of unit length; zero where an item has no text."""
+    validation: Mapping[str, Truth] | None = None
+    """By view; None when the model is refitted through ``as_of`` with everything already chosen."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Lists of users, best first. All arrays are (n_users, k)."""
+
+    items: np.ndarray
+    """int32 item_idx; -1 where fewer than k items could be recommended"""
+    scores: np.ndarray
+    """float32"""
+    filled: np.ndarray
+    """bool: put there by popularity, because the model had nothing more to say"""
+
+
+class Model(ABC):
+    """A recommender. Subclasses write ``_fit``, ``_scores``, ``_state`` and ``_restore``; all checks are here."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Config]] = Config
+    view: ClassVar[str] = "discovery"
+    """The view whose ndcg@10 on validation chooses its hyper-parameters."""
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Values tried on validation."""
+
+    def __init__(self, config: Any = None, seed: int = 0) -> None:
+        self.config: Any = config or self.Config()
+        self.seed = seed
+        self.is_fitted = False
+        self.curve: list[dict[str, float]] = []
+        """What validation said, in the order it was asked; one dict an epoch or a tried configuration."""
+
+    def fit(self, material: Material) -> Self:
+        """Learn from the material; a second call forgets the first.
+
+        With ``material.validation``, hyper-parameters of the grid that the configuration does not set are chosen by
+        ndcg@10 there, and ``self.config`` holds the choice afterwards.
+
+        Raises
+        ------
+        TrainingError
+            Nothing to learn from, or something learned is not a number.
+
+        """
+        if len(material.interactions) == 0:
+            raise TrainingError(f"{self.name}: no interaction in the training window; give longer history or shorter windows")
+        self.curve = []
+        free = [name for name in self.grid if name not in self.config.model_fields_set]
+        tries = list(itertools.product(*(self.grid[name] for name in free)))
+        if material.validation and len(tries) > 1:
+            given, best = self.config, (-1.0, self.config)
+            for values in tries:
+                self.config = given.model_copy(update=dict(zip(free, values, strict=True)))
+                self._fit(material)
+                found = self.validate(material)
+                self.curve.append({**dict(zip(free, values, strict=True)), "ndcg@10": found})
+                log.info("%s: %s -> validation ndcg@10 %.4f", self.name, dict(zip(free, values, strict=True)), found)
+                best = max(best, (found, self.config), key=lambda pair: pair[0])
+            if self.config is not best[1]:
+                self.config = best[1]
+                self._fit(material)
+        else:
+            self._fit(material)
+        self.is_fitted = True
+        for name, array in self._state().items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise TrainingError(f"{self.name}: {name} holds values that are not finite; lower the learning rate")
+        return self
+
+    def validate(self, material: Material, max_users: int = 4000) -> float:
+        """Return the mean ndcg@10 on validation in this model's view, over at most ``max_users`` evenly taken."""
+        assert material.validation is not None
+        truth = material.validation[self.view]
+        rows = np.arange(0, len(truth.users), -(-len(truth.users) // max_users))
+        self.is_fitted = True
+        candidates = material.catalog.candidates(truth.past.as_of)
+        ranked = self.recommend(truth.past, truth.users[rows], 10, candidates, exclude_seen=truth.exclude_seen)
+        wanted = truth.items[rows]
+        return float(ndcg_at_k(hits(ranked.items, wanted), np.diff(wanted.indptr), 10).mean())
+
+    def recommend(
+        self, histories: Interactions, users: np.ndarray, k: int, candidates: np.ndarray, *, exclude_seen: bool
+    ) -> Ranked:
+        """Return the best k items of each user.
+
+        Parameters
+        ----------
+        histories
+            All interactions known at the moment of recommending.
+        users
+            (n,) user_idx; -1 for a visitor without history.
+        k
+            Length of the lists; shorter only where there are fewer candidates.
+        candidates
+            (n_items,) bool, what may be recommended.
+        exclude_seen
+            Leave out what the user bought before.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit`` or ``load``.
+        ValueError
+            ``k`` below 1.
+
+        """
+        if not self.is_fitted:
+            raise NotFittedError(f"{self.name} has not learned yet; call fit or load first")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        k = min(k, int(candidates.sum()))
+        items = np.full((len(users), k), -1, np.int32)
+        scores = np.zeros((len(users), k), np.float32)
+        filled = np.zeros((len(users), k), bool)
+        popularity = histories.popularity(FILL_HALF_LIFE_DAYS)
+        by_popularity = np.lexsort((np.arange(len(popularity)), -popularity))
+        by_popularity = by_popularity[candidates[by_popularity]]
+        scorer = self._scorer(histories)
+        for start in range(0, len(users), 256):
+            batch = users[start : start + 256]
+            dense = np.full((len(batch), len(candidates)), -np.inf, np.float32)
+            known = batch >= 0
+            if known.any():
+                dense[known] = scorer(batch[known])
+            dense[:, ~candidates] = -np.inf
+            seen = [_row(histories.bought, user) if exclude_seen and user >= 0 else np.empty(0, int) for user in batch]
+            for row, bought in zip(dense, seen, strict=True):
+                row[bought] = -np.inf
+            top, value = top_k(dense, k)
+            for n, row in enumerate(range(start, start + len(batch))):
+                own = int(np.isfinite(value[n]).sum())
+                items[row, :own], scores[row, :own] = top[n, :own], value[n, :own]
+                if own < k:
+                    more = _fill(by_popularity, np.concatenate([top[n, :own], seen[n]]), k - own)
+                    end = own + len(more)
+                    items[row, own:end], filled[row, own:end] = more, True
+                    floor = scores[row, own - 1] if own else np.float32(1)
+                    scores[row, own:end] = floor - np.arange(1, len(more) + 1, dtype=np.float32) / 1024
+        return Ranked(items, scores, filled)
+
+    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+        """Return (n,) item_idx of the history item that speaks most for each of ``items``; -1 for none."""
+        return np.full(len(items), -1, np.int32)
+
+    def item_vectors(self) -> np.ndarray | None:
+        """Return (n_items, d) float32 whose dot products rank like items by likeness, or None for models without."""
+        return None
+
+    def report(self) -> dict[str, float]:
+        """Return numbers of the training worth keeping beside the metrics."""
+        return {}
+
+    def save(self, folder: Path, catalog: Catalog) -> None:
+        """Write ``config.json`` and one ``.npy`` file an array into the folder."""
+        state = self._state()
+        for name, array in state.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        described = {
+            "format": FORMAT,
+            "model": self.name,
+            "config": self.config.model_dump(),
+            "seed": self.seed,
+            "arrays": sorted(state),
+            "items": digest(catalog.item_ids),
+            "curve": self.curve,
+            "report": self.report(),
+        }
+        (folder / "config.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, catalog: Catalog) -> Self:
+        """Read what ``save`` wrote; nothing is unpickled.
+
+        Raises
+        ------
+        TrainingError
+            The folder is of another model, another format, or was trained on another catalogue.
+
+        """
+        described = json.loads((folder / "config.json").read_text())
+        expected = {"format": FORMAT, "model": cls.name, "items": digest(catalog.item_ids)}
+        for key, value in expected.items():
+            if described[key] != value:
+                raise TrainingError(f"{folder}: {key} is {described[key]!r}, expected {value!r}; train the model again")
+        model = cls(cls.Config(**described["config"]), described["seed"])
+        model._restore({name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in described["arrays"]})
+        model.curve = described["curve"]
+        model.is_fitted = True
+        return model
+
+    @abstractmethod
+    def _fit(self, material: Material) -> None:
+        """Learn; what is learned is kept in attributes that end in ``_``."""
+
+    @abstractmethod
+    def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
+        """Return a function from (n,) user_idx to (n, n_items) float32 scores, -inf where the model has no opinion."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, np.ndarray]:
+        """Return the learned arrays by name."""
+
+    @abstractmethod
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        """Take back the arrays that ``_state`` gave."""
+
+
+def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k highest of each row, as (n, k) column numbers and scores; equal scores by column number.
+
+    >>> top_k(np.array([[1.0, 3.0, 2.0, 3.0]], np.float32), 3)[0].tolist()
+    [[1, 3, 2]]
+
+    """
+    n_columns = scores.shape[1]
+    if k < n_columns:
+        rough = np.argpartition(scores, n_columns - k, axis=1)[:, n_columns - k :]
+    else:
+        rough = np.broadcast_to(np.arange(n_columns), scores.shape)
+    rough = np.sort(rough, axis=1)
+    value = np.take_along_axis(scores, rough, 1)
+    order = np.argsort(-value, axis=1, kind="stable")
+    return np.take_along_axis(rough, order, 1).astype(np.int32), np.take_along_axis(value, order, 1)
+
+
+def digest(item_ids: np.ndarray) -> str:
+    """Return 16 hexadecimal digits of a list of ids."""
+    return hashlib.sha256("\n".join(item_ids).encode()).hexdigest()[:16]
+
+
+def opinionated(scores: np.ndarray) -> np.ndarray:
+    """Return float32 scores with -inf in place of 0: a sum that nothing went into is no opinion."""
+    scores = scores.astype(np.float32)
+    scores[scores == 0] = -np.inf
+    return scores
+
+
+def best_evidence(history: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Return for each column of ``strength`` (n_history, n) the history item with the largest value; -1 if none > 0."""
+    if not len(history):
+        return np.full(strength.shape[1], -1, np.int32)
+    best = strength.argmax(0)
+    return np.where(strength[best, np.arange(strength.shape[1])] > 0, history[best], -1).astype(np.int32)
+
+
+def _row(matrix: sp.csr_matrix, row: int) -> np.ndarray:
+    return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
+
+
+def _fill(by_popularity: np.ndarray, taken: np.ndarray, n: int) -> np.ndarray:
+    head = by_popularity[: n + len(taken)]
+    return head[~np.isin(head, taken)][:n]

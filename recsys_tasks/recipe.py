@@ -1,0 +1,114 @@
+"""A recipe is a model and the configuration a person chose. Champions are recipes: tonight's weights are made tonight."""
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from recsys_tasks.contract import VIEWS
+from recsys_tasks.errors import ShopFileError
+from recsys_tasks.lake import Lake, fingerprint
+from recsys_tasks.models import Material, Model, model_class
+from recsys_tasks.shop import Shop
+from recsys_tasks.snapshot import Catalog, Interactions, Snapshot
+from recsys_tasks.split import Windows, truth
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``text`` is the model's name, or the name and the JSON of its configuration: ``ease {"max_items": 4000}``."""
+
+    text: str
+
+    @classmethod
+    def of(cls, model: str, config: dict[str, Any]) -> "Recipe":
+        """Return the recipe of a model with the values a shop file sets.
+
+        Raises
+        ------
+        ShopFileError
+            An unknown or bad value in ``config``.
+
+        """
+        try:
+            model_class(model).Config(**config)
+        except ValidationError as error:
+            faults = "; ".join(f"models.{model}.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
+            raise ShopFileError(f"{faults}. {model} takes {list(model_class(model).Config.model_fields)}") from error
+        return cls(f"{model} {json.dumps(config, sort_keys=True)}" if config else model)
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.text.partition(" ")[0]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The values a person set."""
+        return json.loads(self.text.partition(" ")[2] or "{}")
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The catalogue, interactions and text vectors of one snapshot, read once."""
+
+    lake: Lake
+    snapshot: str
+    vectors: str
+    catalog: Catalog
+    interactions: Interactions
+
+    @classmethod
+    def open(cls, lake: Lake, shop: Shop, snapshot: str, vectors: str) -> "Shelf":
+        """Read what ingest and embed wrote."""
+        found = Snapshot(lake, snapshot)
+        return cls(lake, snapshot, vectors, found.catalog(), found.interactions(shop))
+
+    @property
+    def text_vectors(self) -> np.ndarray:
+        """(n_items, d) float32; see embed."""
+        folder = self.lake.path(self.vectors)
+        return np.load(folder / "unique.npy").astype(np.float32)[np.load(folder / "row.npy")]
+
+    def model_id(self, recipe: Recipe, end: int) -> str:
+        """Return the lake entry of a recipe trained on all before ``end``; it may not be there yet."""
+        inputs = {"recipe": recipe.text, "snapshot": self.snapshot, "vectors": self.vectors, "end": end}
+        return f"models/{recipe.model}-{fingerprint(inputs)}"
+
+    def load(self, model_id: str) -> Model:
+        """Return a trained model."""
+        name = self.lake.manifest(model_id)["model"]
+        return model_class(name).load(self.lake.path(model_id), self.catalog)
+
+    def fit(self, recipe: Recipe, windows: Windows) -> str:
+        """Train a recipe on the fit window, choosing on validation; return its id in the lake."""
+        model_id = self.model_id(recipe, windows.fit_end)
+        if self.lake.has(model_id):
+            log.info("%s: already trained on the same data, reused", model_id)
+            return model_id
+        validation = {view: truth(self.interactions, windows.fit_end, windows.validation_end, view) for view in VIEWS}
+        material = Material(self.interactions.before(windows.fit_end), self.catalog, self.text_vectors, validation)
+        model = model_class(recipe.model)(model_class(recipe.model).Config(**recipe.config))
+        return self._save(model.fit(material), model_id, recipe, windows.fit_end)
+
+    def refit(self, model_id: str, windows: Windows) -> str:
+        """Train a model again on everything before ``as_of``, with what validation chose; return the new id."""
+        recipe = Recipe(self.lake.manifest(model_id)["recipe"])
+        refitted = self.model_id(recipe, windows.as_of)
+        if self.lake.has(refitted):
+            log.info("%s: already refitted on the same data, reused", refitted)
+            return refitted
+        model = model_class(recipe.model)(self.load(model_id).config)
+        material = Material(self.interactions, self.catalog, self.text_vectors)
+        return self._save(model.fit(material), refitted, recipe, windows.as_of)
+
+    def _save(self, model: Model, model_id: str, recipe: Recipe, end: int) -> str:
+        manifest = {"model": model.name, "recipe": recipe.text, "snapshot": self.snapshot, "end": end}
+        with self.lake.create(model_id, manifest) as folder:
+            model.save(folder, self.catalog)
+        return model_id

@@ -1,0 +1,224 @@
+"""What a night's models see: the catalogue and the interactions of a snapshot, with dense indices.
+
+Outside ids (``user_id``, ``item_id``) become row and column numbers (``user_idx``, ``item_idx``) here and nowhere else:
+users and items stand in the order of their ids, so a number means the same in every task of the night.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+
+from recsys_tasks.contract import EVENT_TYPE, EVENT_TYPES, ITEM_ID, TIMESTAMP, USER_ID
+from recsys_tasks.lake import Lake
+from recsys_tasks.shop import Shop
+
+DAY = 86_400_000_000
+"""Microseconds of a day, the unit of every timestamp below."""
+
+
+def microseconds(instant: datetime) -> int:
+    """Return microseconds since 1970 of an instant with a zone."""
+    return round(instant.timestamp() * 1_000_000)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All items of the snapshot, in the order of their ids; ``n_items`` long in every field."""
+
+    item_ids: np.ndarray
+    titles: list[str]
+    """Title, or the item's id where it has none."""
+    texts: list[str]
+    """What the text encoder reads: title, brand, category and description; empty where the item has none of them."""
+    brands: list[str]
+    categories: list[str]
+    """The narrowest category, or an empty string."""
+    departments: list[str]
+    """The broadest category, or an empty string."""
+    prices: np.ndarray
+    """float64, NaN where unknown."""
+    available: np.ndarray
+    """bool"""
+    known_since: np.ndarray
+    """int64, microseconds since 1970 from which the item's catalogue row is known to have existed; 0 for always."""
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return len(self.item_ids)
+
+    def candidates(self, as_of: int) -> np.ndarray:
+        """Return (n_items,) bool: what could be recommended at that instant."""
+        return self.available & (self.known_since < as_of)
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Positive events before ``as_of``, in the order of time. All arrays are ``n_events`` long."""
+
+    user_ids: np.ndarray
+    """(n_users,) every user of the snapshot, also those without an event in this part of the log."""
+    n_items: int
+    user_idx: np.ndarray
+    item_idx: np.ndarray
+    time: np.ndarray
+    """int64 microseconds since 1970"""
+    weight: np.ndarray
+    """float32, the shop file's weight of the event's type"""
+    rating: np.ndarray
+    """float32, the event's value where it is a rating, else NaN"""
+    is_target: np.ndarray
+    """bool: is it the event that recommendations are to bring about?"""
+    as_of: int
+
+    @property
+    def n_users(self) -> int:
+        """Number of users of the whole snapshot."""
+        return len(self.user_ids)
+
+    def __len__(self) -> int:
+        return len(self.user_idx)
+
+    def before(self, instant: int) -> "Interactions":
+        """Return what an observer at ``instant`` has seen."""
+        return self._part(slice(0, int(np.searchsorted(self.time, instant, "left"))), instant)
+
+    def since(self, instant: int) -> "Interactions":
+        """Return what came at or after ``instant``."""
+        return self._part(slice(int(np.searchsorted(self.time, instant, "left")), len(self)), self.as_of)
+
+    def _part(self, rows: slice, as_of: int) -> "Interactions":
+        names = ("user_idx", "item_idx", "time", "weight", "rating", "is_target")
+        return replace(self, as_of=as_of, **{name: getattr(self, name)[rows] for name in names})
+
+    @property
+    def age_days(self) -> np.ndarray:
+        """Age of each event at ``as_of``, in days; float64."""
+        return (self.as_of - self.time) / DAY
+
+    def matrix(self, half_life_days: float | None = None, count: Literal["all", "last"] = "all") -> sp.csr_matrix:
+        """Return (n_users, n_items) float64, weights that halve every ``half_life_days``.
+
+        ``count="all"`` adds up the events of a pair; ``"last"`` takes its newest event alone.
+        """
+        value = self.weight.astype(np.float64)
+        if half_life_days is not None:
+            value = value * 0.5 ** (self.age_days / half_life_days)
+        user, item = self.user_idx, self.item_idx
+        if count == "last":
+            pair = user.astype(np.int64) * self.n_items + item
+            _, newest = np.unique(pair[::-1], return_index=True)
+            rows = len(pair) - 1 - newest
+            user, item, value = user[rows], item[rows], value[rows]
+        matrix = sp.csr_matrix((value, (user, item)), shape=(self.n_users, self.n_items))
+        matrix.sum_duplicates()
+        return matrix
+
+    def matrix_of(self, user: int, half_life_days: float) -> sp.csr_matrix:
+        """Return the row of ``matrix(half_life_days, count="last")`` of one user."""
+        if half_life_days not in self._newest:
+            self._newest[half_life_days] = self.matrix(half_life_days, count="last")
+        return self._newest[half_life_days][user]
+
+    @cached_property
+    def _newest(self) -> dict[float, sp.csr_matrix]:
+        return {}
+
+    def popularity(self, half_life_days: float) -> np.ndarray:
+        """Return (n_items,) float64: weighted number of events, halved every ``half_life_days``."""
+        value = self.weight * 0.5 ** (self.age_days / half_life_days)
+        return np.bincount(self.item_idx, weights=value, minlength=self.n_items)
+
+    @cached_property
+    def bought(self) -> sp.csr_matrix:
+        """(n_users, n_items) float32, how often each user did the target event with each item."""
+        rows = self.is_target
+        ones = np.ones(int(rows.sum()), np.float32)
+        matrix = sp.csr_matrix((ones, (self.user_idx[rows], self.item_idx[rows])), shape=(self.n_users, self.n_items))
+        matrix.sum_duplicates()
+        return matrix
+
+    @cached_property
+    def active_days(self) -> np.ndarray:
+        """(n_users,) int64, number of different days (in UTC) with an event."""
+        days = np.unique(self.user_idx.astype(np.int64) * 200_000 + self.time // DAY)
+        return np.bincount(days // 200_000, minlength=self.n_users)
+
+
+class Snapshot:
+    """A snapshot in the lake, as ingest wrote it."""
+
+    def __init__(self, lake: Lake, snapshot: str) -> None:
+        self.lake = lake
+        self.id = snapshot
+        self.manifest: dict[str, Any] = lake.manifest(snapshot)
+
+    def events(self, columns: Sequence[str]) -> pa.Table:
+        """Return all events before ``as_of``, in the order of time."""
+        files = [str(self.lake.root / day["file"]) for day in self.manifest["days"]]
+        return pa.concat_tables([pq.ParquetFile(file).read(columns=list(columns)) for file in files])
+
+    def catalog(self) -> Catalog:
+        """Return the catalogue as of the night."""
+        table = pq.ParquetFile(self.lake.path(self.id) / "items.parquet").read()
+        items = {name: table[name].to_pylist() for name in ("title", "brand", "category", "description")}
+        categories = [list(category or []) for category in items["category"]]
+        texts = [
+            ". ".join(part for part in [title, brand, " > ".join(category), description] if part)
+            for title, brand, category, description in zip(
+                items["title"], items["brand"], categories, items["description"], strict=True
+            )
+        ]
+        ids = table[ITEM_ID].to_pylist()
+        return Catalog(
+            item_ids=np.array(ids, dtype=object),
+            titles=[title or item for title, item in zip(items["title"], ids, strict=True)],
+            texts=texts,
+            brands=[brand or "" for brand in items["brand"]],
+            categories=[category[-1] if category else "" for category in categories],
+            departments=[category[0] if category else "" for category in categories],
+            prices=table["price"].to_numpy(zero_copy_only=False).astype(np.float64),
+            available=table["available"].to_numpy(zero_copy_only=False),
+            known_since=pc.fill_null(pc.cast(table["updated_at"], pa.int64()), 0).to_numpy(),
+        )
+
+    def interactions(self, shop: Shop) -> Interactions:
+        """Return every event that says something about taste (weight above 0) before ``as_of``."""
+        weights = np.array([shop.weight(name) for name in EVENT_TYPES], np.float32)
+        table = self.events([USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, "value"])
+        items = pq.ParquetFile(self.lake.path(self.id) / "items.parquet").read(columns=[ITEM_ID])[ITEM_ID].combine_chunks()
+        users = pc.unique(table[USER_ID])
+        users = users.take(pc.sort_indices(users))
+        kind = pc.index_in(table[EVENT_TYPE], pa.array(EVENT_TYPES)).to_numpy()
+        keep = weights[kind] > 0
+        rating = table["value"].to_numpy(zero_copy_only=False).astype(np.float32)
+        rating[kind != EVENT_TYPES.index("rating")] = np.nan
+        return Interactions(
+            user_ids=users.to_numpy(zero_copy_only=False),
+            n_items=len(items),
+            user_idx=pc.index_in(table[USER_ID], users).to_numpy()[keep],
+            item_idx=pc.index_in(table[ITEM_ID], items).to_numpy()[keep],
+            time=pc.cast(table[TIMESTAMP], pa.int64()).to_numpy()[keep],
+            weight=weights[kind][keep],
+            rating=rating[keep],
+            is_target=(kind == EVENT_TYPES.index(shop.target))[keep],
+            as_of=microseconds(datetime.fromisoformat(self.manifest["as_of"])),
+        )
+
+
+def tiers(active_days: np.ndarray, loyal: int, warm: int) -> np.ndarray:
+    """Return the tier of each user by days with an event: ``loyal``, ``warm``, ``cold``, or ``anonymous`` for none.
+
+    >>> tiers(np.array([0, 1, 3, 12]), loyal=10, warm=3).tolist()
+    ['anonymous', 'cold', 'warm', 'loyal']
+
+    """
+    return np.select([active_days >= loyal, active_days >= warm, active_days >= 1], ["loyal", "warm", "cold"], "anonymous")
