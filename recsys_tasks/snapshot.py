@@ -146,6 +146,16 @@ class Interactions:
         matrix.sum_duplicates()
         return matrix
 
+    def of_user(self, user: int) -> np.ndarray:
+        """Return the positions of one user's events, in the order of time."""
+        order, start = self._by_user
+        return order[start[user] : start[user + 1]]
+
+    @cached_property
+    def _by_user(self) -> tuple[np.ndarray, np.ndarray]:
+        counts = np.bincount(self.user_idx, minlength=self.n_users)
+        return np.argsort(self.user_idx, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
+
     @cached_property
     def active_days(self) -> np.ndarray:
         """(n_users,) int64, number of different days (in UTC) with an event."""

@@ -176,7 +176,7 @@ class Model(ABC):
                 own = int(np.isfinite(value[n]).sum())
                 items[row, :own], scores[row, :own] = top[n, :own], value[n, :own]
                 if own < k:
-                    more = _fill(by_popularity, np.concatenate([top[n, :own], seen[n]]), k - own)
+                    more = fill(by_popularity, np.concatenate([top[n, :own], seen[n]]), k - own)
                     end = own + len(more)
                     items[row, own:end], filled[row, own:end] = more, True
                     floor = scores[row, own - 1] if own else np.float32(1)
@@ -292,6 +292,7 @@ def _row(matrix: sp.csr_matrix, row: int) -> np.ndarray:
     return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
 
 
-def _fill(by_popularity: np.ndarray, taken: np.ndarray, n: int) -> np.ndarray:
+def fill(by_popularity: np.ndarray, taken: np.ndarray, n: int) -> np.ndarray:
+    """Return the first n of ``by_popularity`` that are not ``taken``."""
     head = by_popularity[: n + len(taken)]
     return head[~np.isin(head, taken)][:n]

@@ -1,0 +1,325 @@
+"""``nightcart``: every step without Airflow, and the published lists for people who ask."""
+
+import json
+import logging
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import track
+from rich.table import Table
+
+from recsys_tasks import check as check_step
+from recsys_tasks import embed as embed_step
+from recsys_tasks import evaluate as evaluate_step
+from recsys_tasks import index as index_step
+from recsys_tasks import ingest as ingest_step
+from recsys_tasks import promote as promote_step
+from recsys_tasks import publish as publish_step
+from recsys_tasks import recommend as recommend_step
+from recsys_tasks import report as report_step
+from recsys_tasks import train as train_step
+from recsys_tasks.contract import ANONYMOUS, PLACEMENT_VIEW, PLACEMENTS, USER_ID
+from recsys_tasks.errors import NightcartError, NothingInLake
+from recsys_tasks.lake import Lake
+from recsys_tasks.night import Night, plan
+from recsys_tasks.online_store import open_store
+from recsys_tasks.settings import Settings
+from recsys_tasks.shop import Shop, load_shop
+from recsys_tasks.snapshot import Snapshot
+from recsys_tasks.versions import activate, current, entry, versions
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+out = Console()
+
+ShopOption = Annotated[str, typer.Option("--shop", help="Name or path of a shop file.")]
+AsOf = Annotated[str | None, typer.Option("--as-of", help="ISO 8601 instant with zone; default now.")]
+Models = Annotated[str | None, typer.Option("--models", help="Models beside the baselines, by comma.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEMO = "complete_journey"
+
+STEPS = ("ingest", "embed", "train", "evaluate", "promote", "publish_index", "recommend", "check", "publish", "report")
+
+
+@app.callback()
+def main(
+    home: Annotated[Path | None, typer.Option(help="Where everything lives; default NIGHTCART_HOME or var/.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only warnings.")] = False,
+) -> None:
+    """Nightcart: recommendations for every customer, every night."""
+    if home:
+        os.environ["NIGHTCART_HOME"] = str(home)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
+    logging.getLogger("recsys_tasks").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def run_night(night: Night, until: str = "report") -> dict[str, Any]:
+    """Run the steps in their order up to ``until``; what is in the lake already is reused. Return the ids they gave."""
+    ids: dict[str, Any] = {}
+
+    def step(name: str, make: Any) -> bool:
+        ids[name] = make()
+        return name == until
+
+    if step("ingest", lambda: ingest_step.ingest(night)):
+        return ids
+    snapshot = ids["ingest"]
+    if step("embed", lambda: embed_step.embed(night, snapshot)):
+        return ids
+    vectors = ids["embed"]
+    if step("train", lambda: [_train(night, recipe, snapshot, vectors) for recipe in night.recipes]):
+        return ids
+    if step("evaluate", lambda: evaluate_step.evaluate(night, snapshot, vectors)):
+        return ids
+    if step("promote", lambda: promote_step.promote(night, ids["evaluate"], snapshot, vectors)):
+        return ids
+    champions = ids["promote"]
+    if step("publish_index", lambda: index_step.publish_index(night, champions, snapshot, vectors)):
+        return ids
+    index = ids["publish_index"]
+    shards = track(night.shards, "recommend", console=Console(stderr=True), transient=True)
+    if step("recommend", lambda: [recommend_step.recommend(night, s, champions, index, snapshot, vectors) for s in shards]):
+        return ids
+    lists = ids["recommend"]
+    if step("check", lambda: check_step.check(night, lists, snapshot)):
+        return ids
+    if step(
+        "publish",
+        lambda: publish_step.publish(night, lists, champions, ids["evaluate"], snapshot) if night.publish else None,
+    ):
+        return ids
+    step(
+        "report",
+        lambda: report_step.report(
+            night, snapshot, ids["evaluate"], champions, index, ids["check"], ids["publish"]
+        ),
+    )
+    return ids
+
+
+def _train(night: Night, recipe: str, snapshot: str, vectors: str) -> str | None:
+    try:
+        return train_step.train(night, recipe, snapshot, vectors)
+    except Exception:  # noqa: BLE001 - whatever one model does, the night goes on; evaluate names what is missing
+        logging.getLogger(__name__).exception("%s failed to train; the night goes on without it", recipe)
+        return None
+
+
+def _step_command(name: str) -> None:
+    def command(
+        shop: ShopOption = DEMO,
+        as_of: AsOf = None,
+        models: Models = None,
+        k: Annotated[int | None, typer.Option(help="Length of the lists.")] = None,
+        publish: Annotated[bool, typer.Option(help="Publish, or stop after the check.")] = True,
+        force_promote: Annotated[str | None, typer.Option(help="Make this model champion.")] = None,
+        as_json: AsJson = False,
+    ) -> None:
+        night = plan(shop, as_of, datetime.now(UTC), models.split(",") if models else None, k, publish, force_promote)
+        ids = run_night(night, "report" if name == "run" else name)
+        if as_json:
+            out.print_json(data=ids)
+        elif name in ("run", "report"):
+            print_report(night.lake)
+        else:
+            out.print(ids[name])
+
+    command.__doc__ = "Run the whole night." if name == "run" else f"Run the night up to the step {name}."
+    app.command(name.replace("_", "-"))(command)
+
+
+for _name in ("run", *(step for step in STEPS if step not in ("recommend", "report"))):
+    _step_command(_name)
+
+
+@app.command()
+def report(as_json: AsJson = False) -> None:
+    """Print the last night's report: accounting, leaderboard, and what three customers get."""
+    if as_json:
+        out.print_json(data=_last_report(_lake()))
+    else:
+        print_report(_lake())
+
+
+@app.command()
+def leaderboard(as_json: AsJson = False) -> None:
+    """Print every model of the last night beside the baselines."""
+    rows = _last_report(_lake())["leaderboard"]
+    if as_json:
+        out.print_json(data=rows)
+    else:
+        _print_leaderboard(_last_report(_lake()))
+
+
+@app.command(name="recommend")
+def show_recommendations(
+    user: Annotated[str, typer.Argument(help="User id, or __anonymous__ for a visitor.")],
+    placement: Annotated[str, typer.Option(help="home or discover.")] = "home",
+    k: Annotated[int, typer.Option(help="How many to show.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Print a customer's published list, from Parquet, and say whether Redis holds the same."""
+    _show_list(user, placement, k, as_json)
+
+
+@app.command()
+def similar(item: str, k: int = 10, as_json: AsJson = False) -> None:
+    """Print the items most like an item."""
+    _show_list(item, "similar", k, as_json)
+
+
+@app.command(name="versions")
+def list_versions(shop: ShopOption = DEMO, as_json: AsJson = False) -> None:
+    """Print the versions that can be made current, the current one marked."""
+    found, now = versions(_lake(), _shop(shop)), current(_lake())
+    if as_json:
+        out.print_json(data={"versions": found, "current": now and now["version"]})
+    for version in [] if as_json else found:
+        out.print(("* " if now and version == now["version"] else "  ") + version)
+
+
+@app.command()
+def rollback(version: str, shop: ShopOption = DEMO) -> None:
+    """Make an earlier version current again, in Parquet and in Redis."""
+    activate(_lake(), _shop(shop), version, "rolled back by a person")
+    out.print(f"version {version} is current")
+
+
+def _lake() -> Lake:
+    return Lake(Settings().lake)
+
+
+def _shop(name: str) -> Shop:
+    return load_shop(name, Settings().shops)
+
+
+def _last_report(lake: Lake) -> dict[str, Any]:
+    found = lake.current("reports")
+    if not found:
+        raise NothingInLake(f"{lake.root} holds no report yet; run a night first (make nightly, or nightcart run)")
+    return json.loads((lake.path(found["report"]) / "report.json").read_text())
+
+
+def published_list(lake: Lake, placement: str, reader: str) -> list[dict[str, Any]]:
+    """Return the rows of one list of the current version.
+
+    Raises
+    ------
+    NothingInLake
+        Nothing is published, or not for this id.
+
+    """
+    now = current(lake)
+    if placement not in PLACEMENTS or not now:
+        raise NothingInLake(f"{lake.root}: nothing is published under {placement!r}; expected one of {PLACEMENTS} after a night")
+    table = pq.read_table(
+        sorted(lake.path(entry(placement, now["version"])).glob("part-*.parquet")), filters=pc.field(USER_ID) == reader
+    )
+    if not table.num_rows:
+        raise NothingInLake(f"{reader!r} has no list in {placement}, version {now['version']}; ids are compared as text")
+    return table.sort_by("rank").to_pylist()
+
+
+def _titles(lake: Lake, placement: str, version: str) -> dict[str, str]:
+    catalog = Snapshot(lake, lake.manifest(entry(placement, version))["snapshot"]).catalog()
+    return dict(zip(catalog.item_ids, catalog.titles, strict=True))
+
+
+def _show_list(reader: str, placement: str, k: int, as_json: bool) -> None:
+    lake = _lake()
+    rows = published_list(lake, placement, reader)
+    now = current(lake) or {}
+    titles = _titles(lake, placement, now["version"])
+    with open_store(Settings(), now["shop"]) as store:
+        online = store.get(placement, reader)
+    same = online == [row["item_id"] for row in rows]
+    if as_json:
+        data = [{**row, "title": titles[row["item_id"]]} for row in rows[:k]]
+        out.print_json(data={"version": now["version"], "placement": placement, "redis_agrees": same, "items": data})
+        return
+    _print_list(f"{placement} of {reader}", rows[:k], titles)
+    out.print(f"version {now['version']}; Redis holds {'the same list' if same else f'ANOTHER list: {online}'}")
+
+
+def _print_list(title: str, rows: list[dict[str, Any]], titles: dict[str, str]) -> None:
+    table = Table("rank", "item", "title", "source", "reason", title=title, title_justify="left")
+    for row in rows:
+        table.add_row(str(row["rank"]), row["item_id"], titles[row["item_id"]], row["source"], row["reason"])
+    out.print(table)
+
+
+def _print_leaderboard(content: dict[str, Any]) -> None:
+    champions = {view: content["champions"][placement]["recipe"] for placement, view in PLACEMENT_VIEW.items()}
+    for view, champion in champions.items():
+        rows = [row for row in content["leaderboard"] if row["view"] == view and row["tier"] == "everyone"]
+        rows.sort(key=lambda row: -row["metrics"]["ndcg@10"])
+        what = "what they buy next, repeats count" if view == "all" else "what they buy for the first time"
+        table = Table(title=f"{view}: {what}; {rows[0]['users']:,} customers", title_justify="left")
+        for column in ("model", "ndcg@10", "95 %", "recall@10", "recall@50", "hit_rate@10", "mrr@10", "coverage@10", "novelty@10"):
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for row in rows:
+            m, b, (low, high) = row["metrics"], row["beyond_accuracy"], row["interval"]["ndcg@10"]
+            numbers = (m["recall@10"], m["recall@50"], m["hit_rate@10"], m["mrr@10"], b["catalog_coverage@10"])
+            name = f"[bold]{row['recipe']} ★[/bold]" if row["recipe"] == champion else row["recipe"]
+            table.add_row(
+                name,
+                f"{m['ndcg@10']:.4f}",
+                f"{low:.4f}-{high:.4f}",
+                *(f"{number:.4f}" for number in numbers),
+                f"{b['novelty@10']:.1f}",
+            )
+        out.print(table)
+    for recipe in content["failed"]:
+        out.print(f"[red]{recipe} failed to train and was left out[/red]")
+
+
+def print_report(lake: Lake) -> None:
+    """Print accounting, leaderboard and the lists of a loyal, a warm and a cold customer (where there are such)."""
+    content = _last_report(lake)
+    out.rule(f"{content['shop']}, night of {content['as_of']}")
+    for line in ingest_step.accounting(content["counts"]):
+        out.print(line)
+    _print_leaderboard(content)
+    for placement, champion in content["champions"].items():
+        out.print(f"{placement}: [bold]{champion['recipe']}[/bold], {champion['reason']}")
+    if content["last_night"]:
+        for placement, score in content["last_night"]["placements"].items():
+            low, high = score["interval"]["ndcg@10"]
+            out.print(
+                f"lists of {content['last_night']['as_of']} since then, {placement}: ndcg@10 {score['ndcg@10']:.4f} "
+                f"({low:.4f}-{high:.4f}), {score['customers']:,} customers"
+            )
+    if not content["version"]:
+        out.print("not published: this night was asked to stop after the check")
+        return
+    home = pq.read_table(
+        sorted(lake.path(entry("home", content["version"])).glob("part-*.parquet")), columns=[USER_ID, "tier"]
+    )
+    readers, tier = (home[name].to_numpy(zero_copy_only=False) for name in (USER_ID, "tier"))
+    titles = _titles(lake, "home", content["version"])
+    chosen = [min(readers[tier == name]) for name in ("loyal", "warm", "cold") if (tier == name).any()]
+    more = [reader for reader in np.unique(readers) if reader not in chosen and reader != ANONYMOUS]
+    for reader in (chosen + more)[:3]:
+        rows = published_list(lake, "home", reader)
+        _print_list(f"home of {reader} ({rows[0]['tier']})", rows[:5], titles)
+        _print_list(f"discover of {reader}", published_list(lake, "discover", reader)[:5], titles)
+    counts = {placement: f"{found['rows']:,} rows" for placement, found in content["lists"].items()}
+    out.print(f"published version {content['version']}: {counts}; index recall {content['index']}")
+
+
+def entry_point() -> None:
+    """Run the command line; errors of Nightcart are one message, not a traceback."""
+    try:
+        app()
+    except NightcartError as error:
+        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False, markup=True)
+        raise SystemExit(1) from error

@@ -1,0 +1,54 @@
+"""Step 9, publish: tonight's lists become a version, and the version becomes current at one instant.
+
+Writes ``recommendations/<placement>/version=<version>/`` with ``_MANIFEST.json``, loads the same lists into Redis
+under the version's own prefix, and only then moves the pointers: ``nightcart:<shop>:current`` and each placement's
+``_CURRENT.json``. Killed before that, readers stay on the old version; run again, it goes on where it stopped.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from recsys_tasks.contract import PLACEMENTS
+from recsys_tasks.lake import code_fingerprint, fingerprint, sha256
+from recsys_tasks.night import Night
+from recsys_tasks.versions import activate, entry
+
+log = logging.getLogger(__name__)
+
+
+def publish(night: Night, lists: list[str], champions: str, evaluation: str, snapshot: str) -> str:
+    """Publish checked lists and return the version, whose name tells ``as_of`` and what it was made from."""
+    lake, shop = night.lake, night.shop
+    version = f"{night.instant:%Y%m%dT%H%M%SZ}-{fingerprint({'shop': shop.name, 'lists': lists, 'champions': champions})[:8]}"
+    leaderboard = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())
+    described = {
+        "version": version,
+        "shop": shop.name,
+        "as_of": night.as_of,
+        "snapshot": snapshot,
+        "champions": lake.manifest(champions)["champions"],
+        "code": code_fingerprint(),
+        "config": fingerprint(shop.model_dump(mode="json")),
+        "metrics": [row for row in leaderboard["rows"] if row["tier"] == "everyone"],
+        "drops": {},
+        "k": night.k,
+    }
+    for placement in PLACEMENTS:
+        if not lake.has(entry(placement, version)):
+            manifest = {**described, "placement": placement}
+            with lake.create(entry(placement, version), manifest) as folder:
+                manifest["files"] = [_part(lake.path(source), placement, n, folder) for n, source in enumerate(lists)]
+    activate(lake, shop, version, f"night of {night.as_of}")
+    return version
+
+
+def _part(source: Path, placement: str, number: int, folder: Path) -> dict[str, Any]:
+    """Copy one shard's file, check what arrived, and describe it."""
+    origin, target = source / f"{placement}.parquet", folder / f"part-{number:04d}.parquet"
+    shutil.copyfile(origin, target)
+    return {"name": target.name, "rows": pq.ParquetFile(target).metadata.num_rows, "sha256": sha256(target)}

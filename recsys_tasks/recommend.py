@@ -1,0 +1,168 @@
+"""Step 7, recommend: lists for one shard of the customers and of the items, each row with its tier, source and reason.
+
+Reads the champions and the index; writes ``lists/<id>/<placement>.parquet``. A shard is the users (and items) whose
+id hashes to it, so a shard that is run again redoes only itself.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from recsys_tasks.contract import ANONYMOUS, PLACEMENT_VIEW, RECOMMENDATIONS
+from recsys_tasks.lake import fingerprint, write_table
+from recsys_tasks.models import Model, Ranked
+from recsys_tasks.models.base import FILL_HALF_LIFE_DAYS, fill, top_k
+from recsys_tasks.nearest import NearestItems
+from recsys_tasks.night import Night
+from recsys_tasks.reasons import PICKED, because_of, bought_before, popular_in, similar_to
+from recsys_tasks.recipe import Shelf
+from recsys_tasks.snapshot import tiers
+
+log = logging.getLogger(__name__)
+
+
+def recommend(night: Night, shard: int, champions: str, index: str, snapshot: str, vectors: str) -> str:
+    """Write all lists of a shard and return their id."""
+    lake, n_shards = night.lake, len(night.shards)
+    inputs = {"champions": champions, "index": index, "snapshot": snapshot, "k": night.k, "shard": [shard, n_shards]}
+    lists = f"lists/{shard:04d}-{fingerprint(inputs)}"
+    if lake.has(lists):
+        log.info("%s: nothing has changed since these lists were made, reused", lists)
+        return lists
+    shelf = Shelf.open(lake, night.shop, snapshot, vectors)
+    with lake.create(lists, inputs) as folder:
+        users = of_shard(shelf.interactions.user_ids, shard, n_shards)
+        if shard == 0:
+            visitor = np.searchsorted(shelf.interactions.user_ids[users].astype(str), ANONYMOUS)
+            users = np.insert(users, visitor, -1)
+        for placement, view in PLACEMENT_VIEW.items():
+            model = shelf.load(lake.manifest(champions)["champions"][placement]["model"])
+            table = _user_lists(night, shelf, model, users, exclude_seen=view == "discovery")
+            write_table(table, folder / f"{placement}.parquet")
+            log.info("shard %d: %s for %d customers", shard, placement, len(users))
+        items = of_shard(shelf.catalog.item_ids, shard, n_shards)
+        write_table(_similar(night, shelf, items, index), folder / "similar.parquet")
+        log.info("shard %d: similar for %d items", shard, len(items))
+    return lists
+
+
+def of_shard(ids: np.ndarray, shard: int, n_shards: int) -> np.ndarray:
+    """Return the positions of the ids that belong to a shard: a hash of the id decides, so it never changes.
+
+    >>> sorted(n for s in range(3) for n in of_shard(np.array(["a", "b", "c", "d"]), s, 3).tolist())
+    [0, 1, 2, 3]
+
+    """
+    digests = (hashlib.blake2b(str(i).encode(), digest_size=4).digest() for i in ids)
+    return np.array([n for n, d in enumerate(digests) if int.from_bytes(d, "big") % n_shards == shard], np.int64)
+
+
+def _user_lists(night: Night, shelf: Shelf, model: Model, users: np.ndarray, *, exclude_seen: bool) -> pa.Table:
+    shop, log_, catalog = night.shop, shelf.interactions, shelf.catalog
+    ranked = model.recommend(log_, users, night.k, catalog.candidates(log_.as_of), exclude_seen=exclude_seen)
+    tier = tiers(log_.active_days, shop.tiers.loyal, shop.tiers.warm)
+    last = np.zeros(log_.n_items, np.int64)
+    ids, names, sources, said, because = [], [], [], [], []
+    for n, user in enumerate(users):
+        items = ranked.items[n][ranked.items[n] >= 0]
+        evidence = np.full(len(items), -1, np.int32)
+        times: dict[int, int] = {}
+        if user >= 0:
+            evidence[:] = model.evidence(log_, int(user), items)
+            own = log_.bought[user]
+            times = dict(zip(own.indices.tolist(), own.data.astype(int).tolist(), strict=True))
+            events = log_.of_user(int(user))
+            last[log_.item_idx[events]] = log_.time[events]  # in the order of time: the last one stays
+        ids.append(ANONYMOUS if user < 0 else log_.user_ids[user])
+        names.append("anonymous" if user < 0 else str(tier[user]))
+        for item, filled, witness in zip(items.tolist(), ranked.filled[n].tolist(), evidence.tolist(), strict=False):
+            sources.append("popular" if filled else model.name)
+            if item in times:
+                said.append(bought_before(times[item], int(last[item])))
+                because.append(catalog.item_ids[item])
+            elif filled or model.name == "popular":
+                said.append(popular_in(catalog.departments[item]))
+                because.append(None)
+            elif witness >= 0:
+                said.append(because_of(catalog.titles[witness]))
+                because.append(catalog.item_ids[witness])
+            else:
+                said.append(PICKED)
+                because.append(None)
+    return _table(ids, names, catalog.item_ids, ranked, sources, said, because)
+
+
+def _similar(night: Night, shelf: Shelf, items: np.ndarray, index: str) -> pa.Table:
+    """Items nearest by vector; among equally near ones (to a hundredth) the more popular first."""
+    catalog, folder = shelf.catalog, shelf.lake.path(index)
+    source = shelf.lake.manifest(index)["vectors"].partition(" ")[0]
+    nearest, rows = NearestItems.load(folder), np.load(folder / "rows.npy", allow_pickle=False)
+    candidates = catalog.candidates(shelf.interactions.as_of)
+    popularity = shelf.interactions.popularity(FILL_HALF_LIFE_DAYS)
+    by_popularity = np.lexsort((np.arange(len(popularity)), -popularity))
+    by_popularity = by_popularity[candidates[by_popularity]]
+    place = np.full(catalog.n_items, -1)
+    place[rows] = np.arange(len(rows))
+    with_vector = np.flatnonzero(place[items] >= 0)
+    k = night.k
+    best = np.full((len(items), k), -1, np.int32)
+    scores = np.zeros((len(items), k), np.float32)
+    filled = np.zeros((len(items), k), bool)
+    for start in range(0, len(with_vector), 4096):
+        batch = with_vector[start : start + 4096]
+        found, likeness = nearest.search(nearest.vectors[place[items[batch]]], 4 * k + 1)  # (batch, 4k + 1)
+        found = rows[found]
+        order_by = np.round(likeness, 2) + 0.009 * popularity[found] / (popularity.max() + 1e-9)
+        order_by[found == items[batch, None]] = -np.inf
+        top, value = top_k(order_by.astype(np.float32), min(k, found.shape[1]))
+        top = np.take_along_axis(found, top, 1)
+        top[~np.isfinite(value)] = -1
+        best[batch, : top.shape[1]], scores[batch, : top.shape[1]] = top, np.where(top < 0, 0, value)
+    for n in np.flatnonzero((best < 0).any(1)):
+        own = int((best[n] >= 0).sum())
+        more = fill(by_popularity, np.append(best[n, :own], items[n]), k - own)
+        end = own + len(more)
+        best[n, own:end], filled[n, own:end] = more, True
+        scores[n, own:end] = (scores[n, own - 1] if own else 1) - np.arange(1, len(more) + 1) / 1024
+    ranked = Ranked(best, scores, filled)
+    listed, flat = best >= 0, np.flatnonzero((best >= 0).ravel())
+    query = np.repeat(items, k)[flat]
+    departments = [popular_in(catalog.departments[item]) for item in range(catalog.n_items)]
+    likeness_said = [similar_to(title) for title in catalog.titles]
+    is_filled = filled[listed]
+    said = np.where(is_filled, np.array(departments, object)[best[listed]], np.array(likeness_said, object)[query])
+    because = np.where(is_filled, None, catalog.item_ids[query])
+    sources = np.where(is_filled, "popular", source).tolist()
+    return _table(catalog.item_ids[items], ["anonymous"] * len(items), catalog.item_ids, ranked, sources, said, because)
+
+
+def _table(
+    ids: Sequence[str],
+    tier: Sequence[str],
+    item_ids: np.ndarray,
+    ranked: Ranked,
+    sources: Sequence[str],
+    said: Sequence[str],
+    because: Sequence[str | None],
+) -> pa.Table:
+    """One row a place of a list; ``sources``, ``said`` and ``because`` are given a row, the others a list."""
+    listed = ranked.items >= 0  # (n, k), True at the head of each row
+    lengths = listed.sum(1)
+    rank = np.broadcast_to(np.arange(1, listed.shape[1] + 1, dtype=np.int16), listed.shape)[listed]
+    lists = pa.array(np.repeat(np.arange(len(ids)), lengths))
+    return pa.table(
+        [
+            pa.array(ids, pa.string()).take(lists),
+            pa.array(rank),
+            pa.array(item_ids, pa.string()).take(pa.array(ranked.items[listed])),
+            pa.array(ranked.scores[listed]),
+            pa.array(tier, pa.string()).take(lists),
+            pa.array(sources, pa.string()),
+            pa.array(said, pa.string()),
+            pa.array(because, pa.string()),
+        ],
+        schema=RECOMMENDATIONS,
+    )
