@@ -92,10 +92,7 @@ def run_night(night: Night, until: str = "report") -> dict[str, Any]:
     lists = ids["recommend"]
     if step("check", lambda: check_step.check(night, lists, snapshot)):
         return ids
-    if step(
-        "publish",
-        lambda: publish_step.publish(night, lists, champions, ids["evaluate"], snapshot) if night.publish else None,
-    ):
+    if step("publish", lambda: publish_step.publish(night, lists, champions, ids["evaluate"], snapshot)):
         return ids
     step(
         "report",

@@ -21,8 +21,14 @@ from recsys_tasks.versions import activate, entry
 log = logging.getLogger(__name__)
 
 
-def publish(night: Night, lists: list[str], champions: str, evaluation: str, snapshot: str) -> str:
-    """Publish checked lists and return the version, whose name tells ``as_of`` and what it was made from."""
+def publish(night: Night, lists: list[str], champions: str, evaluation: str, snapshot: str) -> str | None:
+    """Publish checked lists and return the version, whose name tells ``as_of`` and what it was made from.
+
+    Returns None, and touches nothing, where the night is not to publish.
+    """
+    if not night.publish:
+        log.info("this night is not to publish: the last version stays current")
+        return None
     lake, shop = night.lake, night.shop
     version = f"{night.instant:%Y%m%dT%H%M%SZ}-{fingerprint({'shop': shop.name, 'lists': lists, 'champions': champions})[:8]}"
     leaderboard = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())

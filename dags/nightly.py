@@ -1,0 +1,206 @@
+"""# nightly
+
+Turns a shop's event log and catalogue into a checked, versioned table of recommendations for every customer.
+
+1. **ingest** reads the shop's sources up to `as_of`, judges every row and quarantines the bad ones
+2. **embed** turns the text of new or changed items into vectors
+3. **train** trains one model a task on the fit window; a model that fails is left out, the night goes on
+4. **evaluate** scores all of them on the test window, beside the baselines
+5. **promote** chooses the champion of each placement and refits it through `as_of`
+6. **publish_index** builds the index of item vectors and measures its recall
+7. **recommend** makes the lists, one shard of the customers a task
+8. **check** proves the lists from outside; a single bad row stops the night here
+9. **publish** makes the new version current in Parquet and Redis at one instant
+10. **report** says how the night went, and how last night's lists did
+
+**tonight** comes before them all: it settles the parameters, and **recipes** and **shards** say what the mapped tasks
+are mapped over. Without `as_of`, a scheduled or backfilled run looks
+back from its logical date, a manual one from now. When anything fails, the lists published last stay current.
+"""
+
+from datetime import datetime, timedelta, timezone
+
+from airflow.sdk import (
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+    TriggerRule,
+    dag,
+    get_current_context,
+    task,
+)
+
+from include import alerts, assets
+
+RETRIES = {
+    "retries": 2,
+    "retry_delay": timedelta(minutes=2),
+    "retry_policy": ExceptionRetryPolicy(
+        rules=[
+            RetryRule("recsys_tasks.errors.TemporarilyUnavailable", RetryAction.RETRY),
+            RetryRule(
+                "recsys_tasks.errors.NightcartError",
+                RetryAction.FAIL,
+                reason="the same inputs give the same error; its message says what to mend",
+            ),
+        ]
+    ),
+    "on_failure_callback": alerts.failed,
+}
+
+PARAMS = {
+    "shop": Param("complete_journey", type="string", minLength=1, title="Shop", description="name or path of a shop file"),
+    "as_of": Param(
+        None,
+        type=["null", "string"],
+        title="As of",
+        description="look back from this instant, e.g. 2017-12-04T00:00:00Z; empty for the run's own date",
+    ),
+    "models": Param(
+        [],
+        type="array",
+        items={"type": "string"},
+        examples=["popular", "repeat", "item_knn", "ease", "two_tower"],
+        title="Models",
+        description="to train beside the baselines and the champions; empty for the shop file's",
+        section="Training",
+    ),
+    "k": Param(
+        None, type=["null", "integer"], minimum=1, maximum=1000, title="K", description="length of every list", section="Lists"
+    ),
+    "publish": Param(
+        True, type="boolean", title="Publish", description="switch off for a dry run that ends with the check", section="Lists"
+    ),
+    "force_promote": Param(
+        None,
+        type=["null", "string"],
+        title="Force promote",
+        description="name of a model that becomes champion whatever the leaderboard says",
+        section="Training",
+    ),
+}
+
+
+@dag(
+    dag_id="nightly",
+    schedule="0 2 * * *",
+    start_date=datetime(2017, 1, 1, tzinfo=timezone.utc),
+    catchup=False,
+    max_active_runs=1,
+    default_args=RETRIES,
+    params=PARAMS,
+    doc_md=__doc__,
+    tags=["nightcart"],
+    on_failure_callback=alerts.failed,
+    dagrun_timeout=timedelta(hours=12),
+)
+def nightly():
+    """Wire the ten steps; each task's body is one call."""
+
+    @task
+    def tonight() -> dict:
+        from recsys_tasks.night import plan
+
+        context = get_current_context()
+        run, params = context["dag_run"], context["params"]
+        night = plan(
+            shop=params["shop"],
+            as_of=params["as_of"],
+            run_key=run.logical_date or run.run_after,
+            models=params["models"],
+            k=params["k"],
+            publish=params["publish"],
+            force_promote=params["force_promote"],
+        )
+        return night.to_dict()
+
+    @task
+    def recipes(night: dict) -> list:
+        return night["recipes"]
+
+    @task
+    def shards(night: dict) -> list:
+        return night["shards"]
+
+    @task(outlets=[assets.SNAPSHOT])
+    def ingest(night: dict) -> str:
+        from recsys_tasks import ingest, night as nights
+
+        return ingest.ingest(nights.Night(**night))
+
+    @task(outlets=[assets.VECTORS])
+    def embed(night: dict, snapshot: str) -> str:
+        from recsys_tasks import embed, night as nights
+
+        return embed.embed(nights.Night(**night), snapshot)
+
+    @task(outlets=[assets.MODELS], map_index_template="{{ recipe }}", max_active_tis_per_dagrun=1)
+    def train(night: dict, recipe: str, snapshot: str, vectors: str) -> str:
+        from recsys_tasks import night as nights, train
+
+        get_current_context()["recipe"] = recipe
+        return train.train(nights.Night(**night), recipe, snapshot, vectors)
+
+    @task(outlets=[assets.LEADERBOARD], trigger_rule=TriggerRule.ALL_DONE)
+    def evaluate(night: dict, snapshot: str, vectors: str) -> str:
+        from recsys_tasks import evaluate, night as nights
+
+        return evaluate.evaluate(nights.Night(**night), snapshot, vectors)
+
+    @task(outlets=[assets.CHAMPIONS])
+    def promote(night: dict, evaluation: str, snapshot: str, vectors: str) -> str:
+        from recsys_tasks import night as nights, promote
+
+        return promote.promote(nights.Night(**night), evaluation, snapshot, vectors)
+
+    @task(outlets=[assets.INDEX])
+    def publish_index(night: dict, champions: str, snapshot: str, vectors: str) -> str:
+        from recsys_tasks import index, night as nights
+
+        return index.publish_index(nights.Night(**night), champions, snapshot, vectors)
+
+    @task(map_index_template="shard {{ shard }}", max_active_tis_per_dagrun=2)
+    def recommend(night: dict, shard: int, champions: str, index: str, snapshot: str, vectors: str) -> str:
+        from recsys_tasks import night as nights, recommend
+
+        get_current_context()["shard"] = shard
+        return recommend.recommend(nights.Night(**night), shard, champions, index, snapshot, vectors)
+
+    @task
+    def check(night: dict, lists: list, snapshot: str) -> dict:
+        from recsys_tasks import check, night as nights
+
+        return check.check(nights.Night(**night), list(lists), snapshot)
+
+    @task(outlets=[assets.RECOMMENDATIONS])
+    def publish(night: dict, checked: dict, lists: list, champions: str, evaluation: str, snapshot: str) -> str | None:
+        from recsys_tasks import night as nights, publish
+
+        return publish.publish(nights.Night(**night), list(lists), champions, evaluation, snapshot)
+
+    @task(outlets=[assets.REPORT])
+    def report(
+        night: dict, snapshot: str, evaluation: str, champions: str, index: str, checked: dict, version: str | None
+    ) -> str:
+        from recsys_tasks import night as nights, report
+
+        return report.report(nights.Night(**night), snapshot, evaluation, champions, index, checked, version)
+
+    night = tonight()
+    snapshot = ingest(night)
+    vectors = embed(night, snapshot)
+    models = train.partial(night=night, snapshot=snapshot, vectors=vectors).expand(recipe=recipes(night))
+    evaluation = evaluate(night, snapshot, vectors)
+    models >> evaluation
+    champions = promote(night, evaluation, snapshot, vectors)
+    index = publish_index(night, champions, snapshot, vectors)
+    lists = recommend.partial(night=night, champions=champions, index=index, snapshot=snapshot, vectors=vectors).expand(
+        shard=shards(night)
+    )
+    checked = check(night, lists, snapshot)
+    version = publish(night, checked, lists, champions, evaluation, snapshot)
+    report(night, snapshot, evaluation, champions, index, checked, version)
+
+
+nightly()

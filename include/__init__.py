@@ -1,0 +1,1 @@
+"""What DAGs and plugins share: assets, alerts, and the shop files."""
