@@ -24,7 +24,7 @@ help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 nightly: .venv/installed  ## run a whole night through Airflow; SHOP=name|path AS_OF=2017-12-04T00:00:00Z K=50
-	$(BIN)/python dags/run.py --shop '$(SHOP)' --as-of '$(AS_OF)' --k '$(K)'
+	$(BIN)/python include/nightly.py --shop '$(SHOP)' --as-of '$(AS_OF)' --k $(K)
 	@$(BIN)/nightcart --quiet report
 
 test: .venv/installed-dev  ## run all tests

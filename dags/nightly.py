@@ -18,9 +18,10 @@ are mapped over. Without `as_of`, a scheduled or backfilled run looks
 back from its logical date, a manual one from now. When anything fails, the lists published last stay current.
 """
 
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
 from airflow.sdk import (
+    CronTriggerTimetable,
     ExceptionRetryPolicy,
     Param,
     RetryAction,
@@ -50,7 +51,9 @@ RETRIES = {
 }
 
 PARAMS = {
-    "shop": Param("complete_journey", type="string", minLength=1, title="Shop", description="name or path of a shop file"),
+    "shop": Param(
+        "complete_journey", type="string", minLength=1, title="Shop", description="name or path of a shop file"
+    ),
     "as_of": Param(
         None,
         type=["null", "string"],
@@ -67,10 +70,20 @@ PARAMS = {
         section="Training",
     ),
     "k": Param(
-        None, type=["null", "integer"], minimum=1, maximum=1000, title="K", description="length of every list", section="Lists"
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        maximum=1000,
+        title="K",
+        description="length of every list",
+        section="Lists",
     ),
     "publish": Param(
-        True, type="boolean", title="Publish", description="switch off for a dry run that ends with the check", section="Lists"
+        True,
+        type="boolean",
+        title="Publish",
+        description="switch off for a dry run that ends with the check",
+        section="Lists",
     ),
     "force_promote": Param(
         None,
@@ -84,8 +97,8 @@ PARAMS = {
 
 @dag(
     dag_id="nightly",
-    schedule="0 2 * * *",
-    start_date=datetime(2017, 1, 1, tzinfo=timezone.utc),
+    # a night missed by more than ten minutes waits for the next: unpausing must not start a run nobody asked for
+    schedule=CronTriggerTimetable("0 2 * * *", timezone="UTC", run_immediately=timedelta(minutes=10)),
     catchup=False,
     max_active_runs=1,
     default_args=RETRIES,
@@ -125,65 +138,75 @@ def nightly():
 
     @task(outlets=[assets.SNAPSHOT])
     def ingest(night: dict) -> str:
-        from recsys_tasks import ingest, night as nights
+        from recsys_tasks import ingest
+        from recsys_tasks import night as nights
 
         return ingest.ingest(nights.Night(**night))
 
     @task(outlets=[assets.VECTORS])
     def embed(night: dict, snapshot: str) -> str:
-        from recsys_tasks import embed, night as nights
+        from recsys_tasks import embed
+        from recsys_tasks import night as nights
 
         return embed.embed(nights.Night(**night), snapshot)
 
     @task(outlets=[assets.MODELS], map_index_template="{{ recipe }}", max_active_tis_per_dagrun=1)
     def train(night: dict, recipe: str, snapshot: str, vectors: str) -> str:
-        from recsys_tasks import night as nights, train
+        from recsys_tasks import night as nights
+        from recsys_tasks import train
 
         get_current_context()["recipe"] = recipe
         return train.train(nights.Night(**night), recipe, snapshot, vectors)
 
     @task(outlets=[assets.LEADERBOARD], trigger_rule=TriggerRule.ALL_DONE)
     def evaluate(night: dict, snapshot: str, vectors: str) -> str:
-        from recsys_tasks import evaluate, night as nights
+        from recsys_tasks import evaluate
+        from recsys_tasks import night as nights
 
         return evaluate.evaluate(nights.Night(**night), snapshot, vectors)
 
     @task(outlets=[assets.CHAMPIONS])
     def promote(night: dict, evaluation: str, snapshot: str, vectors: str) -> str:
-        from recsys_tasks import night as nights, promote
+        from recsys_tasks import night as nights
+        from recsys_tasks import promote
 
         return promote.promote(nights.Night(**night), evaluation, snapshot, vectors)
 
     @task(outlets=[assets.INDEX])
     def publish_index(night: dict, champions: str, snapshot: str, vectors: str) -> str:
-        from recsys_tasks import index, night as nights
+        from recsys_tasks import index
+        from recsys_tasks import night as nights
 
         return index.publish_index(nights.Night(**night), champions, snapshot, vectors)
 
     @task(map_index_template="shard {{ shard }}", max_active_tis_per_dagrun=2)
     def recommend(night: dict, shard: int, champions: str, index: str, snapshot: str, vectors: str) -> str:
-        from recsys_tasks import night as nights, recommend
+        from recsys_tasks import night as nights
+        from recsys_tasks import recommend
 
         get_current_context()["shard"] = shard
         return recommend.recommend(nights.Night(**night), shard, champions, index, snapshot, vectors)
 
     @task
     def check(night: dict, lists: list, snapshot: str) -> dict:
-        from recsys_tasks import check, night as nights
+        from recsys_tasks import check
+        from recsys_tasks import night as nights
 
-        return check.check(nights.Night(**night), list(lists), snapshot)
+        return check.check(nights.Night(**night), lists[:], snapshot)
 
     @task(outlets=[assets.RECOMMENDATIONS])
     def publish(night: dict, checked: dict, lists: list, champions: str, evaluation: str, snapshot: str) -> str | None:
-        from recsys_tasks import night as nights, publish
+        from recsys_tasks import night as nights
+        from recsys_tasks import publish
 
-        return publish.publish(nights.Night(**night), list(lists), champions, evaluation, snapshot)
+        return publish.publish(nights.Night(**night), lists[:], champions, evaluation, snapshot)
 
     @task(outlets=[assets.REPORT])
     def report(
         night: dict, snapshot: str, evaluation: str, champions: str, index: str, checked: dict, version: str | None
     ) -> str:
-        from recsys_tasks import night as nights, report
+        from recsys_tasks import night as nights
+        from recsys_tasks import report
 
         return report.report(nights.Night(**night), snapshot, evaluation, champions, index, checked, version)
 

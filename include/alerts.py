@@ -7,6 +7,7 @@
 import json
 import logging
 import os
+from http.client import HTTPException
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -33,7 +34,7 @@ def tell(headline: str, text: str = "") -> None:
         try:
             with urlopen(Request(webhook, body, {"Content-Type": "application/json"}), timeout=10) as answer:
                 answer.read()
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):
             log.exception("the alert webhook did not take the message")
     if address := os.environ.get("NIGHTCART_ALERT_EMAIL"):
         from airflow.providers.smtp.hooks.smtp import SmtpHook
@@ -41,5 +42,5 @@ def tell(headline: str, text: str = "") -> None:
         try:
             with SmtpHook() as smtp:
                 smtp.send_email_smtp(to=address, subject=headline[:200], html_content=f"<p>{text}</p>")
-        except Exception:  # noqa: BLE001 - an alert that fails must not hide the failure it tells of
+        except Exception:
             log.exception("the alert mail was not sent")

@@ -28,23 +28,22 @@ def check(night: Night, lists: list[str], snapshot: str) -> dict[str, Any]:
     lake = night.lake
     with duckdb.connect() as db:
         days = [str(lake.root / day["file"]) for day in Snapshot(lake, snapshot).manifest["days"]]
-        db.execute("CREATE VIEW events AS SELECT user_id, item_id, event_type FROM read_parquet($1)".replace("$1", str(days)))
-        db.execute(f"CREATE TABLE items AS SELECT * FROM '{lake.path(snapshot)}/items.parquet'")
-        db.execute(
-            f"CREATE TABLE bought AS SELECT DISTINCT user_id, item_id FROM events WHERE event_type = '{night.shop.target}'"
-        )
+        db.read_parquet(days).create("events")
+        db.read_parquet(str(lake.path(snapshot) / "items.parquet")).create("items")
+        target = night.shop.target
+        db.execute(f"CREATE TABLE bought AS SELECT DISTINCT user_id, item_id FROM events WHERE event_type = '{target}'")
         faults: list[str] = []
         found: dict[str, Any] = {}
         for placement in PLACEMENTS:
             files = [str(lake.path(entry) / f"{placement}.parquet") for entry in lists]
-            db.execute(f"CREATE OR REPLACE TABLE rows AS SELECT * FROM read_parquet({files})")
+            db.execute("DROP TABLE IF EXISTS rows")
+            db.read_parquet(files).create("rows")
             for name, sql in _queries(night, placement).items():
                 number, example = db.execute(f"SELECT count(*), any_value(example) FROM ({sql})").fetchone() or (0, "")
                 if number:
                     faults.append(f"{placement}: {name}: {number:,} times, for example {example}")
-            found[placement] = dict(
-                zip(("rows", "lists"), db.execute("SELECT count(*), count(DISTINCT user_id) FROM rows").fetchone() or (0, 0), strict=True)
-            )
+            rows, readers = db.execute("SELECT count(*), count(DISTINCT user_id) FROM rows").fetchone() or (0, 0)
+            found[placement] = {"rows": rows, "lists": readers}
     if faults:
         raise CheckFailed("tonight's lists are not published, the last version stays current:\n" + "\n".join(faults))
     for placement, counts in found.items():
@@ -68,7 +67,8 @@ def _queries(night: Night, placement: str) -> dict[str, str]:
     }[placement]
     possible = (
         f"SELECT e.user_id, (SELECT count(*) FROM {candidates}) - count(c.item_id) AS n FROM {expected} e "
-        f"LEFT JOIN ({left_out}) l ON l.user_id = e.user_id LEFT JOIN {candidates} c ON c.item_id = l.item_id GROUP BY ALL"
+        f"LEFT JOIN ({left_out}) l ON l.user_id = e.user_id "
+        f"LEFT JOIN {candidates} c ON c.item_id = l.item_id GROUP BY ALL"
     )
     queries = {
         "a list has too few or too many items": f"SELECT p.user_id AS example FROM ({possible}) p LEFT JOIN "
@@ -79,7 +79,8 @@ def _queries(night: Night, placement: str) -> dict[str, str]:
         "ranks that do not run from 1": "SELECT user_id AS example FROM rows GROUP BY user_id "
         "HAVING min(rank) <> 1 OR max(rank) <> count(*) OR count(DISTINCT rank) <> count(*)",
         "an item that may not be recommended": f"SELECT item_id AS example FROM rows WHERE item_id NOT IN {candidates}",
-        "an item the list must leave out": f"SELECT r.user_id || ' ' || r.item_id AS example FROM rows r JOIN ({left_out}) l "
+        "an item the list must leave out": "SELECT r.user_id || ' ' || r.item_id AS example "
+        f"FROM rows r JOIN ({left_out}) l "
         "ON l.user_id = r.user_id AND l.item_id = r.item_id",
         "a score that is not finite or rises down the list": "SELECT user_id AS example FROM "
         "(SELECT *, lag(score) OVER (PARTITION BY user_id ORDER BY rank) AS above FROM rows) "

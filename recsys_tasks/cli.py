@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,7 @@ from recsys_tasks.snapshot import Snapshot
 from recsys_tasks.versions import activate, current, entry, versions
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 130)
 
 ShopOption = Annotated[str, typer.Option("--shop", help="Name or path of a shop file.")]
 AsOf = Annotated[str | None, typer.Option("--as-of", help="ISO 8601 instant with zone; default now.")]
@@ -57,7 +58,9 @@ def main(
     if home:
         os.environ["NIGHTCART_HOME"] = str(home)
     logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     logging.getLogger("recsys_tasks").setLevel(logging.WARNING if quiet else logging.INFO)
 
@@ -87,7 +90,9 @@ def run_night(night: Night, until: str = "report") -> dict[str, Any]:
         return ids
     index = ids["publish_index"]
     shards = track(night.shards, "recommend", console=Console(stderr=True), transient=True)
-    if step("recommend", lambda: [recommend_step.recommend(night, s, champions, index, snapshot, vectors) for s in shards]):
+    if step(
+        "recommend", lambda: [recommend_step.recommend(night, s, champions, index, snapshot, vectors) for s in shards]
+    ):
         return ids
     lists = ids["recommend"]
     if step("check", lambda: check_step.check(night, lists, snapshot)):
@@ -96,9 +101,7 @@ def run_night(night: Night, until: str = "report") -> dict[str, Any]:
         return ids
     step(
         "report",
-        lambda: report_step.report(
-            night, snapshot, ids["evaluate"], champions, index, ids["check"], ids["publish"]
-        ),
+        lambda: report_step.report(night, snapshot, ids["evaluate"], champions, index, ids["check"], ids["publish"]),
     )
     return ids
 
@@ -106,7 +109,7 @@ def run_night(night: Night, until: str = "report") -> dict[str, Any]:
 def _train(night: Night, recipe: str, snapshot: str, vectors: str) -> str | None:
     try:
         return train_step.train(night, recipe, snapshot, vectors)
-    except Exception:  # noqa: BLE001 - whatever one model does, the night goes on; evaluate names what is missing
+    except Exception:
         logging.getLogger(__name__).exception("%s failed to train; the night goes on without it", recipe)
         return None
 
@@ -217,12 +220,16 @@ def published_list(lake: Lake, placement: str, reader: str) -> list[dict[str, An
     """
     now = current(lake)
     if placement not in PLACEMENTS or not now:
-        raise NothingInLake(f"{lake.root}: nothing is published under {placement!r}; expected one of {PLACEMENTS} after a night")
+        raise NothingInLake(
+            f"{lake.root}: nothing is published under {placement!r}; expected one of {PLACEMENTS} after a night"
+        )
     table = pq.read_table(
         sorted(lake.path(entry(placement, now["version"])).glob("part-*.parquet")), filters=pc.field(USER_ID) == reader
     )
     if not table.num_rows:
-        raise NothingInLake(f"{reader!r} has no list in {placement}, version {now['version']}; ids are compared as text")
+        raise NothingInLake(
+            f"{reader!r} has no list in {placement}, version {now['version']}; ids are compared as text"
+        )
     return table.sort_by("rank").to_pylist()
 
 
@@ -261,8 +268,18 @@ def _print_leaderboard(content: dict[str, Any]) -> None:
         rows.sort(key=lambda row: -row["metrics"]["ndcg@10"])
         what = "what they buy next, repeats count" if view == "all" else "what they buy for the first time"
         table = Table(title=f"{view}: {what}; {rows[0]['users']:,} customers", title_justify="left")
-        for column in ("model", "ndcg@10", "95 %", "recall@10", "recall@50", "hit_rate@10", "mrr@10", "coverage@10", "novelty@10"):
-            table.add_column(column, justify="left" if column == "model" else "right")
+        for column in (
+            "model",
+            "ndcg@10",
+            "95 %",
+            "recall@10",
+            "recall@50",
+            "hit_rate@10",
+            "mrr@10",
+            "coverage@10",
+            "novelty@10",
+        ):
+            table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
         for row in rows:
             m, b, (low, high) = row["metrics"], row["beyond_accuracy"], row["interval"]["ndcg@10"]
             numbers = (m["recall@10"], m["recall@50"], m["hit_rate@10"], m["mrr@10"], b["catalog_coverage@10"])

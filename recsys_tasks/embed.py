@@ -116,8 +116,9 @@ class Encoder:
             model = AutoModel.from_pretrained(self.location, dtype=torch.float32).eval()
         except (OSError, ValueError) as error:
             raise ContractError(
-                f"encoder: {self.name!r} cannot be loaded: {str(error).splitlines()[0]}. Expected a folder with a Hugging Face "
-                "model, or a Hub id and a network; leave 'encoder' out of the shop file for the packaged model"
+                f"encoder: {self.name!r} cannot be loaded: {str(error).splitlines()[0]}. "
+                "Expected a folder with a Hugging Face model, or a Hub id and a network; "
+                "without 'encoder' in the shop file the packaged model is used"
             ) from error
         tokens = tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
         order = sorted(range(len(texts)), key=lambda n: len(tokens[n]))
@@ -136,7 +137,13 @@ class Encoder:
             if time.monotonic() - said > 10 or done == len(order):
                 said = time.monotonic()
                 rate = done / (said - started)
-                log.info("encoded %d of %d texts, %.0f a second, %.0f s left", done, len(order), rate, (len(order) - done) / rate)
+                log.info(
+                    "encoded %d of %d texts, %.0f a second, %.0f s left",
+                    done,
+                    len(order),
+                    rate,
+                    (len(order) - done) / rate,
+                )
         return vectors
 
 

@@ -91,7 +91,7 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
 
 def flat_metrics(rows: list[dict[str, Any]], recipe: str) -> dict[str, float]:
     """Return the metrics of a recipe as MLflow wants them: ``{"all/ndcg@10": 0.3, "all/loyal/ndcg@10": ...}``."""
-    found = {}
+    found: dict[str, float] = {}
     for row in rows:
         if row["recipe"] == recipe:
             head = row["view"] if row["tier"] == EVERYONE else f"{row['view']}/{row['tier']}"

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_tasks.contract import ANONYMOUS, EVENT_TYPES, EVENTS, ITEMS, QUARANTINE
-from recsys_tasks.errors import ContractError, SourceError
+from recsys_tasks.errors import ContractError, ShopFileError, SourceError
 from recsys_tasks.lake import Lake, fingerprint, sha256, write_table
 from recsys_tasks.night import Night
 from recsys_tasks.shop import Shop, Tabular
@@ -33,6 +34,17 @@ log = logging.getLogger(__name__)
 _INSTANT = dt.Timestamp(timezone="UTC", scale=6)
 _FIRST_INSTANT = datetime(1990, 1, 1, tzinfo=UTC)
 _ZONE_AT_END = r":\d{2}(\.\d+)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)$"
+_SHOWN = ("user_id", "item_id", "timestamp", "event_type", "value", "price")
+
+
+@ibis.udf.scalar.builtin(signature=((dt.int64,), _INSTANT))
+def make_timestamptz(microseconds: Any) -> Any:
+    """DuckDB's instant of microseconds since 1970."""
+
+
+@ibis.udf.scalar.builtin(signature=((dt.string, dt.string), dt.timestamp))
+def try_strptime(text: Any, form: Any) -> Any:
+    """DuckDB's strptime, null where the text is of another form."""
 
 
 def ingest(night: Night) -> str:
@@ -44,6 +56,8 @@ def ingest(night: Night) -> str:
     ------
     SourceError
         A file is missing, unreadable or lacks a column.
+    ShopFileError
+        ``timestamp_format`` is none.
     ContractError
         No event before ``as_of``, or none that may be used.
 
@@ -54,7 +68,7 @@ def ingest(night: Night) -> str:
         "events": {file.name: sha256(file.path) for file in source.event_files()},
         "items": {file.name: sha256(file.path) for file in source.item_files()},
     }
-    described = {
+    described: dict[str, Any] = {
         "shop": shop.name,
         "source": shop.source.model_dump(),
         "time_zone": shop.time_zone,
@@ -67,7 +81,9 @@ def ingest(night: Night) -> str:
         log.info("%s: no source file has changed, nothing is read", snapshot)
     else:
         with _staging() as connection, lake.create(snapshot, described) as folder:
-            described["counts"], described["days"] = _Ingestion(shop, source, night.instant, connection, lake).run(folder)
+            described["counts"], described["days"] = _Ingestion(shop, source, night.instant, connection, lake).run(
+                folder
+            )
     for line in accounting(lake.manifest(snapshot)["counts"]):
         log.info(line)
     return snapshot
@@ -107,12 +123,22 @@ class _Ingestion:
         self.rejected: list[dict[str, Any]] = []
         # Timestamps without a zone are read in the session's zone.
         connection.raw_sql(f"SET TimeZone = '{shop.time_zone or 'UTC'}'")
+        if isinstance(shop.source, Tabular) and (form := shop.source.events.timestamp_format):
+            try:
+                connection.con.execute("SELECT try_strptime('', $1)", [form])
+            except duckdb.Error as error:
+                raise ShopFileError(
+                    f"{shop.file}: source.events.timestamp_format: {form!r} is no strptime format; "
+                    "expected one such as %d/%m/%Y %H:%M:%S"
+                ) from error
 
     def run(self, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Fill ``folder``; return the counts and the list of days."""
         own_items = self.source.item_files()
         for number, file in enumerate(files := self.source.event_files()):
             self._stage("events", number, file, self.source.read_events(self.connection, file))
+            log.debug("events: read %s", file.name)
+        log.info("events: read %d file(s), %s to %s", len(files), files[0].name, files[-1].name)
         self._note_rejects("events", files)
         for number, file in enumerate(own_items):
             self._stage("items", number, file, self.source.read_items(self.connection, file))
@@ -153,10 +179,9 @@ class _Ingestion:
         except duckdb.Error as error:
             what = str(error).strip().splitlines()[0]
             raise SourceError(
-                f"{file.path}: cannot be read: {what}. Expected a whole file in UTF-8; export it again, "
-                "or convert it (iconv -f latin1 -t utf-8)"
+                f"{file.path}: cannot be read: {what}. Expected a whole file in UTF-8, with line ends of one kind and "
+                "fields of the kinds of the files before it; export it again, or convert it (iconv -f latin1 -t utf-8)"
             ) from error
-        log.info("%s: read %s", table, file.name)
 
     def _note_rejects(self, table: str, files: list[SourceFile]) -> None:
         for number, file in enumerate(files):
@@ -181,14 +206,18 @@ class _Ingestion:
         if not own_items or self.shop.unknown_items == "keep":
             return events
         items = _judge_items(self.connection.table("items"))
-        known = items.filter(items.reason.isnull()).select(known_id=items.item_id).distinct()
+        usable = items.filter(items.reason.isnull() & ~self._later(items.updated_at))
+        known = usable.select(known_id=usable.item_id).distinct()
         joined = events.left_join(known, events.item_id == known.known_id)
         unknown = joined.reason.isnull() & joined.known_id.isnull()
         return joined.mutate(
             field=ibis.ifelse(unknown, "item_id", joined.field),
             reason=ibis.ifelse(
-                unknown, "item_id " + _shown(joined.item_id) + " is not in the catalogue; expected a known item", joined.reason
+                unknown,
+                "item_id " + _shown(joined.item_id) + " is not in the catalogue; expected a known item",
+                joined.reason,
             ),
+            record=ibis.ifelse(unknown, _record(joined, _SHOWN), joined.record),
         ).drop("known_id")
 
     @staticmethod
@@ -229,7 +258,7 @@ class _Ingestion:
         }
 
     def _quarantined(self, table: str, rows: ibis.Table, files: list[SourceFile]) -> pa.Table:
-        """The bad rows. A row's number is moved past the broken lines before it, so that it is its place in the file."""
+        """The bad rows. A row's number is moved past the broken lines before it."""
         bad = rows.filter(rows.reason.notnull()).select("file", "row", "field", "reason", "record")
         found = bad.order_by("file", "row").to_pyarrow().to_pylist()
         broken: dict[int, list[int]] = {}
@@ -241,9 +270,9 @@ class _Ingestion:
             if _header_lines(self.source, files[row["file"]]):  # JSON rows are numbered by line already
                 for line in broken.get(row["file"], []):
                     row["row"] += line <= row["row"]
-        rows_of_table = [
-            {**row, "table": table, "file": files[row["file"]].name} for row in found
-        ] + [{name: reject[name] for name in QUARANTINE.names} for reject in self.rejected if reject["table"] == table]
+        rows_of_table = [{**row, "table": table, "file": files[row["file"]].name} for row in found] + [
+            {name: reject[name] for name in QUARANTINE.names} for reject in self.rejected if reject["table"] == table
+        ]
         rows_of_table.sort(key=lambda row: (row["file"], row["row"]))
         return pa.Table.from_pylist(rows_of_table, QUARANTINE)
 
@@ -253,16 +282,20 @@ class _Ingestion:
         if bad:
             file = self.source.event_files()[bad[0]["file"]].name
             return (
-                f"{where}, though {count['read']:,} were read. The first, {file} row {bad[0]['row']}: {bad[0]['reason']}. "
+                f"{where}, though {count['read']:,} were read. "
+                f"The first, {file} row {bad[0]['row']}: {bad[0]['reason']}. "
                 f"Faults by field: {count['reasons']}; correct the mapping in the shop file"
             )
         if count["later"]:
             first = events.timestamp.min().to_pyarrow().as_py().astimezone(UTC)
             return f"{where}; the log begins at {first.isoformat()}. Give a later as_of"
-        return (
-            f"{where}: {count['read']:,} rows in {len(self.source.event_files())} file(s) {count['reasons'] or ''}. "
-            "Check that the export ran"
-        )
+        if self.rejected:
+            first = self.rejected[0]
+            return (
+                f"{where}: none of {count['read']:,} lines could be used. "
+                f"The first, {first['file']} line {first['row']}: {first['reason']}. Export the file again"
+            )
+        return f"{where}: {count['read']:,} rows in {len(self.source.event_files())} file(s). Check that the export ran"
 
     def _write_days(self, good: ibis.Table) -> list[dict[str, Any]]:
         """Write the log a day at a time, in one order whatever order it came in."""
@@ -307,6 +340,14 @@ def _text(value: ibis.Value) -> ibis.Value:
     return value.cast("string").strip().nullif("")
 
 
+def _identity(value: ibis.Value) -> ibis.Value:
+    """An id as text. Whole numbers that pandas made floating, because some were missing, lose their ``.0``."""
+    if not value.type().is_floating():
+        return _text(value)
+    whole = ibis.ifelse(value == value.round(), value.try_cast("int64"), ibis.null("int64"))
+    return ibis.ifelse(value.isnan(), ibis.null("string"), whole.cast("string").fill_null(value.cast("string")))
+
+
 def _number(value: ibis.Value) -> ibis.Value:
     number = value if value.type().is_numeric() else _text(value).try_cast("float64")
     number = number.cast("float64")
@@ -324,17 +365,18 @@ def _time(value: ibis.Value, shop: Shop) -> tuple[ibis.Value, ibis.Value]:
         number = value.try_cast("float64")
         in_range = (number * scale).between(0, 4e15)
         whole = ibis.ifelse(in_range, (number * scale).round(), ibis.null("float64")).cast("int64")
-        return whole.as_timestamp("us").cast("timestamp(6)").cast("string").concat("+00").try_cast(_INSTANT), ibis.literal(False)
+        return make_timestamptz(whole), ibis.literal(False)
     text = _text(value)
     if config and config.timestamp_format:
-        return text.as_timestamp(config.timestamp_format).cast(_INSTANT), ibis.literal(True)
+        form = config.timestamp_format
+        return try_strptime(text, form).cast(_INSTANT), ibis.literal("%z" not in form)
     return text.try_cast(_INSTANT), ~text.re_search(_ZONE_AT_END)
 
 
 def _judge_events(raw: ibis.Table, shop: Shop) -> ibis.Table:
     """Add the typed fields and, for bad rows, ``field``, ``reason`` and ``record``."""
     config = shop.source.events if isinstance(shop.source, Tabular) else None
-    user, item = _text(raw.user_id), _text(raw.item_id)
+    user, item = _identity(raw.user_id), _identity(raw.item_id)
     instant, naive = _time(raw.timestamp, shop)
     word = _text(raw.event_type)
     names = {**{name: name for name in EVENT_TYPES}, **(config.event_types if config else {})}
@@ -348,13 +390,19 @@ def _judge_events(raw: ibis.Table, shop: Shop) -> ibis.Table:
     needs_positive = kind.isin(["purchase", "cart"]) & (value <= 0).fill_null(False)
     faults = [
         ("user_id", user.isnull(), ibis.literal("user_id is missing; expected a non-empty id")),
-        ("user_id", user == ANONYMOUS, ibis.literal(f"user_id {ANONYMOUS!r} is kept for visitors; expected another id")),
+        (
+            "user_id",
+            user == ANONYMOUS,
+            ibis.literal(f"user_id {ANONYMOUS!r} is kept for visitors; expected another id"),
+        ),
         ("item_id", item.isnull(), ibis.literal("item_id is missing; expected a non-empty id")),
         ("timestamp", raw.timestamp.isnull(), ibis.literal("timestamp is missing; expected an instant")),
         (
             "timestamp",
             instant.isnull(),
-            "timestamp " + _shown(raw.timestamp) + " is no instant; expected ISO 8601, or set timestamp_format or timestamp_unit",
+            "timestamp "
+            + _shown(raw.timestamp)
+            + " is no instant; expected ISO 8601, or set timestamp_format or timestamp_unit",
         ),
         (
             "timestamp",
@@ -369,10 +417,16 @@ def _judge_events(raw: ibis.Table, shop: Shop) -> ibis.Table:
         (
             "event_type",
             kind.isnull(),
-            "event_type " + _shown(raw.event_type) + f" is not known; expected one of {', '.join(names)}, or map it in event_types",
+            "event_type "
+            + _shown(raw.event_type)
+            + f" is not known; expected one of {', '.join(names)}, or map it in event_types",
         ),
         ("value", _text(raw.value).notnull() & value.isnull(), "value " + _shown(raw.value) + " is no number"),
-        ("value", needs_positive, "value " + _shown(raw.value) + " of a purchase; expected more than 0 (see negative_value)"),
+        (
+            "value",
+            needs_positive,
+            "value " + _shown(raw.value) + " of a purchase; expected more than 0 (see negative_value)",
+        ),
         ("price", _text(raw.price).notnull() & price.isnull(), "price " + _shown(raw.price) + " is no number"),
         ("price", (price < 0).fill_null(False), "price " + _shown(raw.price) + " is negative; expected 0 or more"),
     ]
@@ -385,19 +439,19 @@ def _judge_events(raw: ibis.Table, shop: Shop) -> ibis.Table:
         event_type=kind,
         value=value,
         price=price,
-        session_id=_text(raw.session_id),
-        event_id=_text(raw.event_id),
+        session_id=_identity(raw.session_id),
+        event_id=_identity(raw.event_id),
         title=_text(raw.title),
         description=_text(raw.description),
         brand=_text(raw.brand),
         category=raw.category.cast("array<string>") if raw.category.type().is_array() else ibis.null("array<string>"),
-        **_verdict(raw, faults, ("user_id", "item_id", "timestamp", "event_type", "value", "price")),
+        **_verdict(raw, faults, _SHOWN),
     )
 
 
 def _judge_items(raw: ibis.Table) -> ibis.Table:
     """Add the typed fields of a catalogue row and, for bad rows, ``field``, ``reason`` and ``record``."""
-    item, price = _text(raw.item_id), _number(raw.price)
+    item, price = _identity(raw.item_id), _number(raw.price)
     word = _text(raw.available).lower()
     available = word.cases(
         *((yes, True) for yes in ("true", "1", "t", "y", "yes")),
@@ -410,7 +464,11 @@ def _judge_items(raw: ibis.Table) -> ibis.Table:
         ("item_id", item.isnull(), ibis.literal("item_id is missing; expected a non-empty id")),
         ("price", _text(raw.price).notnull() & price.isnull(), "price " + _shown(raw.price) + " is no number"),
         ("price", (price < 0).fill_null(False), "price " + _shown(raw.price) + " is negative; expected 0 or more"),
-        ("available", word.notnull() & available.isnull(), "available " + _shown(raw.available) + " is neither true nor false"),
+        (
+            "available",
+            word.notnull() & available.isnull(),
+            "available " + _shown(raw.available) + " is neither true nor false",
+        ),
         ("updated_at", _text(updated).notnull() & instant.isnull(), "updated_at " + _shown(updated) + " is no instant"),
     ]
     return raw.select(
@@ -433,11 +491,13 @@ def _verdict(raw: ibis.Table, faults: list[tuple[str, Any, Any]], shown: tuple[s
     null = ibis.null("string")
     reason = ibis.cases(*((fault.fill_null(False), text) for _, fault, text in faults), else_=null)
     field = ibis.cases(*((fault.fill_null(False), ibis.literal(name)) for name, fault, _ in faults), else_=null)
-    parts = [ibis.literal(f"{name}=") + raw[name].cast("string").fill_null("") for name in shown]
-    record = parts[0]
-    for part in parts[1:]:
-        record = record + ", " + part
-    return {"field": field, "reason": reason, "record": ibis.ifelse(reason.notnull(), record, null)}
+    return {"field": field, "reason": reason, "record": ibis.ifelse(reason.notnull(), _record(raw, shown), null)}
+
+
+def _record(row: ibis.Table, shown: tuple[str, ...]) -> ibis.Value:
+    """The row as people read it."""
+    first, *others = [ibis.literal(f"{name}=") + row[name].cast("string").fill_null("") for name in shown]
+    return reduce(lambda text, part: text + ", " + part, others, first)
 
 
 def _items_of_events(good: ibis.Table) -> ibis.Table:
@@ -460,7 +520,11 @@ def _as_items(items: ibis.Table) -> ibis.Table:
     """Bring a table to the columns of the catalogue; missing ones are null, and ``available`` is true."""
     types = {"category": "array<string>", "price": "float64", "available": "boolean", "updated_at": _INSTANT}
     columns = {
-        name: items[name] if name in items.columns else ibis.literal(True) if name == "available" else ibis.null(types.get(name, "string"))
+        name: items[name]
+        if name in items.columns
+        else ibis.literal(True)
+        if name == "available"
+        else ibis.null(types.get(name, "string"))
         for name in ITEMS.names
     }
     named = items.select(**columns)

@@ -48,7 +48,7 @@ def sha256(path: Path) -> str:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write Parquet in the one way the lake does: zstd, no dictionary on floats, nothing of this machine in the bytes."""
+    """Write Parquet in the one way of the lake: zstd, no dictionary on floats, nothing of this machine in the bytes."""
     floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(

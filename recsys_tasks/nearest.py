@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from recsys_tasks.errors import ContractError
+from recsys_tasks.models.base import top_k
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,8 @@ class NearestItems:
 
     def exact(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return what ``search`` approximates."""
-        rows, values = [], []
-        for start in range(0, len(queries), 256):
-            scores = queries[start : start + 256] @ self.vectors.T
-            top = np.sort(np.argpartition(-scores, min(k, scores.shape[1] - 1), axis=1)[:, :k], axis=1)
-            value = np.take_along_axis(scores, top, 1)
-            order = np.argsort(-value, axis=1, kind="stable")
-            rows.append(np.take_along_axis(top, order, 1))
-            values.append(np.take_along_axis(value, order, 1))
-        return np.concatenate(rows), np.concatenate(values)
+        parts = [top_k(queries[s : s + 256] @ self.vectors.T, k) for s in range(0, len(queries), 256)]
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def recall(self, k: int, n_queries: int = 500) -> float:
         """Return how much of the exact first k the search finds, over items evenly taken as queries.
@@ -65,7 +59,7 @@ class NearestItems:
 
     @classmethod
     def build(cls, vectors: np.ndarray, k: int, min_recall: float) -> "NearestItems":
-        """Build a ScaNN tree that reaches ``min_recall``; exact search for few items, without ScaNN, or failing that."""
+        """Build a ScaNN tree that reaches ``min_recall``; exact search for few items, or without ScaNN or success."""
         if len(vectors) <= EXACT_UP_TO:
             return cls(vectors)
         try:
@@ -77,7 +71,12 @@ class NearestItems:
         for share in LEAVES:
             searcher = (
                 scann_ops_pybind.builder(vectors, k, "dot_product")
-                .tree(leaves, max(1, int(leaves * share)), training_sample_size=min(len(vectors), 100_000), random_init=False)
+                .tree(
+                    leaves,
+                    max(1, int(leaves * share)),
+                    training_sample_size=min(len(vectors), 100_000),
+                    random_init=False,
+                )
                 .score_ah(2, anisotropic_quantization_threshold=0.2)
                 .reorder(2 * k)
                 .set_n_training_threads(2)  # the same index on every machine
@@ -105,7 +104,9 @@ class NearestItems:
         if not (folder / "scann").is_dir():
             return cls(vectors)
         if (folder / "scann" / "scann_docids.pkl").exists():
-            raise ContractError(f"{folder}: holds a pickle, which Nightcart never writes nor reads; build the index again")
+            raise ContractError(
+                f"{folder}: holds a pickle, which Nightcart never writes nor reads; build the index again"
+            )
         from scann import scann_ops_pybind
 
         return cls(vectors, scann_ops_pybind.load_searcher(str(folder / "scann")))

@@ -107,7 +107,9 @@ def plan(
     wanted = list(models or description.models)
     for name in [*wanted, *description.models, *([force_promote] if force_promote else [])]:
         if name not in MODELS:
-            raise ShopFileError(f"{description.file}: models: there is no model {name!r}; expected some of {list(MODELS)}")
+            raise ShopFileError(
+                f"{description.file}: models: there is no model {name!r}; expected some of {list(MODELS)}"
+            )
     if force_promote and force_promote not in wanted:
         wanted.append(force_promote)
     names = list(dict.fromkeys([*BASELINES, *wanted]))

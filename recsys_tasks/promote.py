@@ -64,9 +64,7 @@ def choose_champion(
             raise TrainingError(f"force_promote: {force!r} was not trained tonight; trained were {sorted(score)}")
         best = max(wanted, key=lambda recipe: score[recipe])
         return Decision(best, best != champion, f"forced by a person; its {METRIC} is {score[best]:.4f}")
-    weak = {
-        row["recipe"]: row["tier"] for row in of_view if row["interval"][f"{METRIC} over popular"][1] < 0
-    }
+    weak = {row["recipe"]: row["tier"] for row in of_view if row["interval"][f"{METRIC} over popular"][1] < 0}
     fit = {recipe: value for recipe, value in score.items() if recipe not in weak and value == value}
     if not fit:
         raise TrainingError(f"{view}: no model may serve: worse than popular in a tier are {weak}, scores are {score}")

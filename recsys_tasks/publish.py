@@ -30,7 +30,9 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
         log.info("this night is not to publish: the last version stays current")
         return None
     lake, shop = night.lake, night.shop
-    version = f"{night.instant:%Y%m%dT%H%M%SZ}-{fingerprint({'shop': shop.name, 'lists': lists, 'champions': champions})[:8]}"
+    version = (
+        f"{night.instant:%Y%m%dT%H%M%SZ}-{fingerprint({'shop': shop.name, 'lists': lists, 'champions': champions})[:8]}"
+    )
     leaderboard = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())
     described = {
         "version": version,

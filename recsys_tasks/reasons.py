@@ -32,7 +32,11 @@ def popular_in(department: str) -> str:
     ('Popular in Grocery right now', 'Popular right now')
 
     """
-    return f"Popular in {department.capitalize() if department.isupper() else department} right now" if department else "Popular right now"
+    return (
+        f"Popular in {department.capitalize() if department.isupper() else department} right now"
+        if department
+        else "Popular right now"
+    )
 
 
 PICKED = "Picked for you"

@@ -1,4 +1,7 @@
-"""A recipe is a model and the configuration a person chose. Champions are recipes: tonight's weights are made tonight."""
+"""A recipe is a model with the configuration a person chose.
+
+Champions are recipes, not artefacts: tonight's weights are made tonight.
+"""
 
 import json
 import logging

@@ -134,7 +134,7 @@ def _similar(night: Night, shelf: Shelf, items: np.ndarray, index: str) -> pa.Ta
     likeness_said = [similar_to(title) for title in catalog.titles]
     is_filled = filled[listed]
     said = np.where(is_filled, np.array(departments, object)[best[listed]], np.array(likeness_said, object)[query])
-    because = np.where(is_filled, None, catalog.item_ids[query])
+    because: np.ndarray = np.where(is_filled, np.array(None), catalog.item_ids[query])
     sources = np.where(is_filled, "popular", source).tolist()
     return _table(catalog.item_ids[items], ["anonymous"] * len(items), catalog.item_ids, ranked, sources, said, because)
 
@@ -145,8 +145,8 @@ def _table(
     item_ids: np.ndarray,
     ranked: Ranked,
     sources: Sequence[str],
-    said: Sequence[str],
-    because: Sequence[str | None],
+    said: Sequence[str] | np.ndarray,
+    because: Sequence[str | None] | np.ndarray,
 ) -> pa.Table:
     """One row a place of a list; ``sources``, ``said`` and ``because`` are given a row, the others a list."""
     listed = ranked.items >= 0  # (n, k), True at the head of each row

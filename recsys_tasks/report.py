@@ -23,7 +23,13 @@ log = logging.getLogger(__name__)
 
 
 def report(
-    night: Night, snapshot: str, evaluation: str, champions: str, index: str, checked: dict[str, Any], version: str | None
+    night: Night,
+    snapshot: str,
+    evaluation: str,
+    champions: str,
+    index: str,
+    checked: dict[str, Any],
+    version: str | None,
 ) -> str:
     """Write tonight's report and return its id; ``version`` is None where the night was not to publish."""
     lake, shop = night.lake, night.shop

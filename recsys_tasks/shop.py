@@ -136,10 +136,16 @@ DEFAULT_WEIGHTS: dict[EventType, float] = {
 }
 
 
+def _default_models() -> dict[str, dict[str, Any]]:
+    return {name: {} for name in ("popular", "repeat", "item_knn", "ease", "two_tower")}
+
+
 class Shop(_Strict):
     """A shop described in one file."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case; part of Redis keys and MLflow names")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case; part of Redis keys and MLflow names"
+    )
     source: Annotated[CompleteJourney | Tabular, Field(discriminator="format")]
     time_zone: Annotated[str, AfterValidator(_known_zone)] | None = Field(
         None, description="zone of timestamps that carry none; without it such timestamps are an error"
@@ -154,7 +160,7 @@ class Shop(_Strict):
     )
     encoder: str | None = Field(None, description="text encoder: a Hugging Face id or folder; default all-MiniLM-L6-v2")
     models: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: {name: {} for name in ("popular", "repeat", "item_knn", "ease", "two_tower")},
+        default_factory=_default_models,
         description="models to train tonight, with changes to their configuration",
     )
     windows: Windows = Windows()

@@ -85,6 +85,7 @@ class Interactions:
         return len(self.user_ids)
 
     def __len__(self) -> int:
+        """Return the number of events."""
         return len(self.user_idx)
 
     def before(self, instant: int) -> "Interactions":
@@ -204,7 +205,9 @@ class Snapshot:
         """Return every event that says something about taste (weight above 0) before ``as_of``."""
         weights = np.array([shop.weight(name) for name in EVENT_TYPES], np.float32)
         table = self.events([USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, "value"])
-        items = pq.ParquetFile(self.lake.path(self.id) / "items.parquet").read(columns=[ITEM_ID])[ITEM_ID].combine_chunks()
+        items = (
+            pq.ParquetFile(self.lake.path(self.id) / "items.parquet").read(columns=[ITEM_ID])[ITEM_ID].combine_chunks()
+        )
         users = pc.unique(table[USER_ID])
         users = users.take(pc.sort_indices(users))
         kind = pc.index_in(table[EVENT_TYPE], pa.array(EVENT_TYPES)).to_numpy()
@@ -231,4 +234,6 @@ def tiers(active_days: np.ndarray, loyal: int, warm: int) -> np.ndarray:
     ['anonymous', 'cold', 'warm', 'loyal']
 
     """
-    return np.select([active_days >= loyal, active_days >= warm, active_days >= 1], ["loyal", "warm", "cold"], "anonymous")
+    return np.select(
+        [active_days >= loyal, active_days >= warm, active_days >= 1], ["loyal", "warm", "cold"], "anonymous"
+    )

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recsys_tasks.contract import PLACEMENT_VIEW
 from recsys_tasks.errors import TemporarilyUnavailable
@@ -77,7 +77,9 @@ class Tracking:
                 tags={"recipe": recipe.text, "model_id": model_id, "snapshot": snapshot, "night": night},
             )
 
-    def log_evaluation(self, night: str, recipe: Recipe, metrics: Mapping[str, float], plot: Path | None = None) -> None:
+    def log_evaluation(
+        self, night: str, recipe: Recipe, metrics: Mapping[str, float], plot: Path | None = None
+    ) -> None:
         """Record the test metrics of a night's model and close its run."""
         with self._client() as client:
             run_id = self._run(client, night, recipe)
@@ -135,6 +137,7 @@ class Tracking:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         self.home.mkdir(parents=True, exist_ok=True)
         try:
             yield MlflowClient(self.uri, self.uri)

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -38,11 +39,13 @@ def activate(lake: Lake, shop: Shop, version: str, reason: str) -> None:
     before = current(lake)
     for placement in PLACEMENTS:
         if not lake.has(entry(placement, version)):
-            raise NothingInLake(f"version {version} of {placement} is not in the lake; there are {versions(lake, shop)}")
+            raise NothingInLake(
+                f"version {version} of {placement} is not in the lake; there are {versions(lake, shop)}"
+            )
     if before and before["shop"] != shop.name:
         log.warning(
-            "this lake served the shop %s until now and serves %s from now on; give each shop a NIGHTCART_HOME of its own "
-            "to keep both",
+            "this lake served the shop %s until now and serves %s from now on; "
+            "give each shop a NIGHTCART_HOME of its own to keep both",
             before["shop"],
             shop.name,
         )
@@ -93,6 +96,6 @@ def read_lists(lake: Lake, placement: str, version: str) -> Iterator[tuple[str, 
         readers, items = table[USER_ID].combine_chunks().dictionary_encode(), table[ITEM_ID].to_pylist()
         codes = readers.indices.to_numpy()
         starts = [0, *((codes[1:] != codes[:-1]).nonzero()[0] + 1).tolist(), len(codes)]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in pairwise(starts):
             if end > start:
                 yield readers.dictionary[int(codes[start])].as_py(), items[start:end]

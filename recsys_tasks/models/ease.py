@@ -5,6 +5,7 @@ instead of ones, and only the most bought items take part, since the inverse cos
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import scipy.linalg
@@ -28,7 +29,7 @@ class EASE(Model):
 
     name = "ease"
     Config = EASEConfig
-    grid = {"half_life_days": (30.0, 90.0), "regularization": (30.0, 100.0, 300.0)}
+    grid: ClassVar = {"half_life_days": (30.0, 90.0), "regularization": (30.0, 100.0, 300.0)}
 
     def _fit(self, material: Material) -> None:
         last = material.interactions.matrix(self.config.half_life_days, count="last").tocsc()

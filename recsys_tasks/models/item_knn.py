@@ -5,6 +5,7 @@ plain sum over the history (no division by the neighbours' similarity), which ra
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -30,7 +31,7 @@ class ItemKNN(Model):
 
     name = "item_knn"
     Config = ItemKNNConfig
-    grid = {"half_life_days": (30.0, 90.0)}
+    grid: ClassVar = {"half_life_days": (30.0, 90.0)}
 
     def _fit(self, material: Material) -> None:
         last = material.interactions.matrix(self.config.half_life_days, count="last").tocsc()

@@ -1,6 +1,7 @@
 """``popular``: what everybody buys now. Counts that halve every few days; nothing personal."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Popular(Model):
     name = "popular"
     Config = PopularConfig
     view = "all"
-    grid = {"half_life_days": (7.0, 14.0, 30.0, 90.0)}
+    grid: ClassVar = {"half_life_days": (7.0, 14.0, 30.0, 90.0)}
 
     def _fit(self, material: Material) -> None:
         pass  # all it needs is in the histories

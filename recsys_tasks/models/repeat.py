@@ -1,6 +1,7 @@
 """``repeat``: what this customer buys. Own events, the older the less; the strongest baseline where people rebuy."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,13 +22,13 @@ class Repeat(Model):
     name = "repeat"
     Config = RepeatConfig
     view = "all"
-    grid = {"half_life_days": (30.0, 60.0, 90.0, 180.0, 360.0)}
+    grid: ClassVar = {"half_life_days": (30.0, 60.0, 90.0, 180.0, 360.0)}
 
     def _fit(self, material: Material) -> None:
         pass  # all it needs is in the histories
 
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
-        own = histories.matrix(self.config.half_life_days)
+        own = histories.matrix(self.config.half_life_days).astype(np.float32)
         return lambda users: opinionated(own[users].toarray())
 
     def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:

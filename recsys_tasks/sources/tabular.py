@@ -1,10 +1,12 @@
-"""Any CSV, Parquet or JSON-lines export, plain or gz: a file, a folder or a glob, with columns mapped by the shop file."""
+"""Any CSV, Parquet or JSON-lines export, plain or gz: a file, a folder or a glob; the shop file maps the columns."""
 
 import csv
 import gzip
+import hashlib
 import itertools
 import json
 import logging
+import zlib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +38,7 @@ class TabularSource(Source):
     def __init__(self, config: Tabular, folder: Path) -> None:
         self.config = config
         self.folder = folder
+        self._empty: set[SourceFile] = set()
 
     def event_files(self) -> list[SourceFile]:
         """Return the files the shop file's ``source.events.path`` names."""
@@ -58,9 +61,18 @@ class TabularSource(Source):
         return self._read(connection, file, ITEM_FIELDS, self.config.items.columns.model_dump())
 
     def rejects(self, connection: Any, file: SourceFile) -> list[Reject]:
-        """Return broken lines of a CSV file, or lines of a JSON file that are not a JSON object."""
+        """Return broken lines of a CSV file, or lines of a JSON file that are not a JSON object.
+
+        Raises
+        ------
+        SourceError
+            A quote is left open and swallows the rows after it.
+
+        """
         name = _identifier(file)
-        if _format(file) == "json":
+        if file in self._empty:
+            found = []
+        elif _format(file) == "json":
             found = connection.raw_sql(
                 f"SELECT line, 'expected one JSON object a line', text FROM {name} WHERE NOT ok ORDER BY line"
             ).fetchall()
@@ -69,18 +81,26 @@ class TabularSource(Source):
                 f"SELECT line, any_value(error_message ORDER BY column_idx), any_value(csv_line)"
                 f" FROM {name}_rejects GROUP BY line ORDER BY line"
             ).fetchall()
+            for line, reason, text in found:
+                if "quote" in reason and "\n" in (text or "").strip():
+                    raise SourceError(
+                        f"{file.path}: the quote that opens at row {line - 1} is not closed, so the rows after it "
+                        f"cannot be told apart: {text[:80]!r}. Export the file again with its quotes doubled"
+                    )
         else:
             found = []
-        return [Reject(line, reason, text or "") for line, reason, text in found]
+        return [Reject(line, reason, (text or "").strip("\r\n")) for line, reason, text in found]
 
     def _read(
         self, connection: Any, file: SourceFile, fields: tuple[str, ...], columns: Mapping[str, Any]
     ) -> ibis.Table:
         used = [c for mapped in columns.values() if mapped for c in ([mapped] if isinstance(mapped, str) else mapped)]
         try:
-            if file.path.suffix != ".gz" and file.path.stat().st_size == 0:
+            if _length(file.path) == 0:
                 log.warning("%s is empty: no header and no rows", file.path)
-                return ibis.memtable([], schema={"row": "int64", **dict.fromkeys(fields, "string")})
+                self._empty.add(file)
+                kinds = {name: "array<string>" if name == "category" else "string" for name in fields}
+                return ibis.memtable([], schema={"row": "int64", **kinds})
             if _format(file) == "parquet":
                 raw = connection.read_parquet(file.path)
                 _require(file, used, raw.columns)
@@ -89,7 +109,7 @@ class TabularSource(Source):
                 raw = _read_csv(connection, file, used)
             else:
                 raw = _read_json_lines(connection, file, used)
-        except (duckdb.Error, OSError, EOFError, UnicodeDecodeError) as error:
+        except (duckdb.Error, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise unreadable(file, error) from error
         return raw.select("row", **{name: self._field(raw, name, columns.get(name)) for name in fields})
 
@@ -145,8 +165,17 @@ def _format(file: SourceFile) -> str:
         ) from error
 
 
+def _length(path: Path) -> int:
+    """Bytes of content. Reading a .gz to its end proves it whole, for DuckDB takes half of one without a word."""
+    if path.suffix != ".gz":
+        return path.stat().st_size
+    with gzip.open(path) as stream:
+        return sum(len(block) for block in iter(lambda: stream.read(1 << 20), b""))
+
+
 def _identifier(file: SourceFile) -> str:
-    return "file_" + "".join(c if c.isalnum() else f"_{ord(c):x}_" for c in file.name)
+    """A table name of this file alone: two folders may hold files of one name, and DuckDB's names know no case."""
+    return "file_" + hashlib.sha256(str(file.path).encode()).hexdigest()[:32]
 
 
 def _require(file: SourceFile, used: list[str], found: list[str] | tuple[str, ...]) -> None:
@@ -166,11 +195,15 @@ def _read_csv(connection: Any, file: SourceFile, used: list[str]) -> ibis.Table:
         first = stream.readline().rstrip("\r\n")
     headers = {d: next(csv.reader([first], delimiter=d), []) for d in ",\t;|"}
     delimiter = max(headers, key=lambda d: (len(set(used) & set(headers[d])), len(headers[d])))
-    _require(file, used, headers[delimiter])
+    header = headers[delimiter]
+    _require(file, used, header)
+    # Nothing is left to DuckDB to guess: its sniffer refuses a whole file for one stray quote among the first rows.
+    columns = ", ".join(f"'c{n}': 'VARCHAR'" for n in range(len(header)))
+    fields = ", ".join(f"c{header.index(column)} AS {_quoted(column)}" for column in dict.fromkeys(used))
     name = _identifier(file)
     return connection.sql(
-        f"SELECT row_number() OVER () AS row, {', '.join(map(_quoted, dict.fromkeys(used)))} FROM read_csv("
-        f"{_literal(file.path)}, all_varchar=true, header=true, delim={_literal(delimiter)}, quote='\"', escape='\"', "
+        f"SELECT row_number() OVER () AS row, {fields} FROM read_csv({_literal(file.path)}, auto_detect=false, "
+        f"columns={{{columns}}}, header=true, delim={_literal(delimiter)}, quote='\"', escape='\"', "
         f"store_rejects=true, rejects_table='{name}_rejects', rejects_scan='{name}_scans', rejects_limit=0)"
     )
 
@@ -179,7 +212,8 @@ def _read_json_lines(connection: Any, file: SourceFile, used: list[str]) -> ibis
     name = _identifier(file)
     connection.raw_sql(
         f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT row_number() OVER () AS line, text, "
-        f"coalesce(json_valid(text) AND json_type(text) = 'OBJECT', false) AS ok FROM read_csv({_literal(file.path)}, "
+        "CASE WHEN json_valid(text) THEN json_type(text) = 'OBJECT' ELSE false END AS ok "
+        f"FROM read_csv({_literal(file.path)}, "
         "columns={'text': 'VARCHAR'}, header=false, auto_detect=false, delim='\x01', quote='', escape='', "
         "max_line_size=16777216)"
     )
@@ -187,7 +221,8 @@ def _read_json_lines(connection: Any, file: SourceFile, used: list[str]) -> ibis
     found = connection.raw_sql(
         f"SELECT DISTINCT unnest(json_keys(text)) FROM (SELECT text FROM {name} WHERE ok)"
     ).fetchall()
-    _require(file, used, sorted(key for (key,) in found))
+    if found:  # else there is no object to have keys, and every line is rejected
+        _require(file, used, sorted(key for (key,) in found))
     fields = ", ".join(
         f"json_extract_string(text, {_literal('$.' + json.dumps(column))}) AS {_quoted(column)}"
         for column in dict.fromkeys(used)

@@ -1,0 +1,207 @@
+"""The whole night of a tiny shop through Airflow, and what readers then find."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from recsys_tasks.contract import ANONYMOUS, PLACEMENTS, RECOMMENDATIONS
+from recsys_tasks.lake import Lake
+from recsys_tasks.night import Night, plan
+from recsys_tasks.online_store import open_store
+from recsys_tasks.settings import Settings
+from recsys_tasks.shop import load_shop
+from recsys_tasks.tracking import Tracking
+from recsys_tasks.versions import current, read_lists, versions
+from tests.conftest import ROOT
+from tests.tiny_shop import AS_OF, write_tiny_shop
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory, airflow_db, dagbag):
+    """A finished night of all five models, run by the DAG; the folder is its home."""
+    folder = tmp_path_factory.mktemp("night")
+    shop = write_tiny_shop(folder / "shop")
+    os.environ["NIGHTCART_HOME"] = str(folder / "home")
+    try:
+        run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": AS_OF, "models": ["two_tower"]})
+        yield run, shop, Lake(folder / "home" / "lake")
+    finally:
+        del os.environ["NIGHTCART_HOME"]
+
+
+@pytest.fixture
+def table(night):
+    """Read a placement of the current version."""
+
+    def read(placement):
+        _, _, lake = night
+        version = current(lake)["version"]
+        return pq.read_table(sorted((lake.root / "recommendations" / placement / f"version={version}").glob("part-*")))
+
+    return read
+
+
+def test_every_task_succeeds(night):
+    run, _, _ = night
+    assert run.state == "success"
+    states = [(task.task_id, task.state) for task in run.get_task_instances()]
+    assert {state for _, state in states} == {"success"}
+    assert [name for name, _ in states].count("train") == 5
+    assert [name for name, _ in states].count("recommend") == 2
+
+
+def test_every_customer_and_the_visitor_have_k_items(table):
+    for placement in ("home", "discover"):
+        rows = table(placement)
+        assert rows.schema.equals(RECOMMENDATIONS)
+        found = duckdb.sql("SELECT user_id, count(DISTINCT item_id) AS n FROM rows GROUP BY ALL").fetchall()
+        assert len(found) == 43
+        assert ANONYMOUS in dict(found)
+        assert min(dict(found).values()) == 10
+
+
+def test_discover_holds_nothing_the_customer_bought(night, table):
+    _, _, lake = night
+    events = duckdb.read_parquet(str(lake.root / "events" / "*" / "*.parquet"))  # noqa: F841
+    rows = table("discover")  # noqa: F841
+    bought = "SELECT DISTINCT user_id, item_id FROM events WHERE event_type = 'purchase'"
+    assert duckdb.sql(f"SELECT count(*) FROM rows JOIN ({bought}) USING (user_id, item_id)").fetchone() == (0,)
+
+
+def test_redis_and_parquet_hold_the_same_lists(night):
+    _, _, lake = night
+    version = current(lake)["version"]
+    with open_store(Settings(), "tiny") as store:
+        assert store.current() == version
+        for placement in PLACEMENTS:
+            lists = list(read_lists(lake, placement, version))
+            assert lists
+            assert all(store.get(placement, reader) == items for reader, items in lists)
+
+
+def test_the_manifest_tells_files_with_hashes_and_where_they_come_from(night):
+    _, _, lake = night
+    folder = lake.root / "recommendations" / "home" / f"version={current(lake)['version']}"
+    manifest = json.loads((folder / "_MANIFEST.json").read_text())
+    assert manifest["as_of"] == AS_OF
+    assert manifest["shop"] == "tiny"
+    assert {"snapshot", "champions", "code", "config", "metrics", "drops"} <= set(manifest)
+    assert [file["sha256"] for file in manifest["files"]] == [
+        hashlib.sha256((folder / file["name"]).read_bytes()).hexdigest() for file in manifest["files"]
+    ]
+    assert sum(file["rows"] for file in manifest["files"]) == 430
+
+
+def test_mlflow_holds_a_run_and_a_version_a_model_and_two_champions(night):
+    import mlflow
+
+    tracking = Tracking(Settings(), "tiny")
+    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
+    runs = client.search_runs([client.get_experiment_by_name("nightcart-tiny").experiment_id])
+    assert sorted(run.data.tags["recipe"] for run in runs) == ["ease", "item_knn", "popular", "repeat", "two_tower"]
+    assert all(run.info.status == "FINISHED" for run in runs)
+    assert all({"all/ndcg_at_10", "discovery/ndcg_at_10"} <= set(run.data.metrics) for run in runs)
+    assert all(run.data.tags["snapshot"].startswith("snapshots/") for run in runs)
+    assert [f.path for f in client.list_artifacts(runs[0].info.run_id)] == ["leaderboard.png", "model"]
+    registered = client.get_registered_model("nightcart-tiny")
+    assert sorted(registered.aliases) == ["champion-discover", "champion-home"]
+    assert len(client.search_model_versions("name = 'nightcart-tiny'")) == 5
+    assert tracking.champions()["home"].text == "repeat"
+
+
+def test_the_same_night_again_reuses_everything(night, dagbag, caplog):
+    _, shop, lake = night
+    before = {path: path.stat().st_mtime_ns for path in lake.root.rglob("*.parquet")}
+    version = current(lake)["version"]
+    run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": AS_OF, "models": ["two_tower"]})
+    assert run.state == "success"
+    assert {path: path.stat().st_mtime_ns for path in lake.root.rglob("*.parquet")} == before
+    assert current(lake)["version"] == version
+    assert versions(lake, load_shop(str(shop), Settings().shops)) == [version]
+
+
+def test_a_run_may_have_no_logical_date(night, dagbag):
+    """As a trigger from the command line has none."""
+    _, shop, lake = night
+    version = current(lake)["version"]
+    run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": AS_OF}, logical_date=None)
+    assert run.logical_date is None
+    assert run.state == "success"
+    assert current(lake)["version"] == version
+    assert version in versions(lake, load_shop(str(shop), Settings().shops))
+
+
+def test_a_failed_model_is_left_out_and_the_night_goes_on(night, dagbag, monkeypatch):
+    _, shop, lake = night
+    from recsys_tasks.models.item_knn import ItemKNN
+
+    def broken(self, material):
+        raise MemoryError("no room for the neighbours")
+
+    monkeypatch.setattr(ItemKNN, "_fit", broken)
+    run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": "2011-04-11T00:00:00Z"})
+    states = {(task.task_id, task.map_index): task.state for task in run.get_task_instances()}
+    assert run.state == "success"
+    assert "failed" in {state for (task, _), state in states.items() if task == "train"}
+    report = json.loads((lake.path(lake.current("reports")["report"]) / "report.json").read_text())
+    assert report["failed"] == ["item_knn"]
+
+
+def test_a_night_that_fails_leaves_the_last_version_current(night, dagbag, tmp_path):
+    _, shop, lake = night
+    version = current(lake)["version"]
+    run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": "2001-01-01T00:00:00Z"})
+    assert run.state == "failed"
+    assert current(lake)["version"] == version
+
+
+def test_a_dry_run_publishes_nothing(night, dagbag):
+    _, shop, lake = night
+    version = current(lake)["version"]
+    conf = {"shop": str(shop), "as_of": "2011-04-10T00:00:00Z", "publish": False, "force_promote": "popular"}
+    run = dagbag.dags["nightly"].test(run_conf=conf)
+    assert run.state == "success"
+    assert current(lake)["version"] == version
+    report = json.loads((lake.path(lake.current("reports")["report"]) / "report.json").read_text())
+    assert report["version"] is None
+    assert report["champions"]["home"]["recipe"] == "popular"
+
+
+def test_the_run_key_is_the_date_unless_as_of_or_the_end_of_an_archive_says_otherwise(home):
+    from datetime import UTC, datetime
+
+    now = datetime(2026, 1, 2, 3, tzinfo=UTC)
+    assert plan("complete_journey", None, now).as_of == "2018-01-01T05:00:00+00:00"
+    backfill = datetime(2017, 6, 1, 2, tzinfo=UTC)
+    assert plan("complete_journey", None, backfill).as_of == "2017-06-01T02:00:00+00:00"
+    night = plan("complete_journey", "2017-12-04T01:00:00+01:00", now)
+    assert night.as_of == "2017-12-04T00:00:00+00:00"
+    assert Night(**json.loads(json.dumps(night.to_dict()))) == night
+
+
+def test_the_same_inputs_give_the_same_bytes_in_two_homes(tmp_path):
+    """Two processes, two homes, two places of the shop's files."""
+    found = []
+    for name in ("one", "another"):
+        shop = write_tiny_shop(tmp_path / name / "shop")
+        home = tmp_path / name / "a home"
+        command = [str(Path(sys.executable).with_name("nightcart")), "--home", str(home), "run", "--shop", str(shop)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTCART_")}
+        subprocess.run(
+            [*command, "--as-of", AS_OF, "--models", "two_tower"],
+            check=True,
+            capture_output=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        files = sorted((home / "lake" / "recommendations").rglob("*.parquet"))
+        found.append({str(path.relative_to(home)): path.read_bytes() for path in files})
+    assert len(found[0]) == 6
+    assert found[0] == found[1]

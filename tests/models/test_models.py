@@ -1,0 +1,197 @@
+"""One suite for all models: a new one adds a line to ``MODELS`` and must pass."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from recsys_tasks.errors import NotFittedError, TrainingError
+from recsys_tasks.models import BASELINES, MODELS, model_class
+from recsys_tasks.models.base import top_k
+from recsys_tasks.split import truth
+from tests.conftest import ROOT
+from tests.interactions import START, interactions
+from tests.models.worlds import SIZE, catalog, checkerboard, material
+
+ALL = list(MODELS)
+QUICK = {"two_tower": {"batch_size": 64, "epochs": 25, "dim": 16}}
+COLLABORATIVE = ["item_knn", "ease", "two_tower"]
+"""Models that learn from other customers; ``popular`` and ``repeat`` are not meant to."""
+
+
+def model(name, **config):
+    return model_class(name)(model_class(name).Config(**{**QUICK.get(name, {}), **config}))
+
+
+def lists(fitted, log, k, exclude_seen=False, items=None, users=None):
+    candidates = (items or catalog(log.n_items)).candidates(log.as_of)
+    users = np.arange(log.n_users) if users is None else np.array(users)
+    return fitted.recommend(log, users, k, candidates, exclude_seen=exclude_seen)
+
+
+def test_these_are_the_models():
+    assert ALL == ["popular", "repeat", "item_knn", "ease", "two_tower"]
+    assert set(BASELINES) < set(ALL)
+    assert all(model_class(name).name == name for name in ALL)
+
+
+@pytest.mark.parametrize("name", COLLABORATIVE)
+def test_the_withheld_item_of_the_pattern_comes_first(name):
+    log = checkerboard()
+    ranked = lists(model(name).fit(material(log)), log, 1, exclude_seen=True)
+    assert (ranked.items[:, 0] == np.arange(SIZE)).mean() >= 0.95
+    assert not ranked.filled.any()
+
+
+def test_popular_ranks_by_recent_events():
+    log = interactions([(0, 0, 1), (1, 0, 1), (2, 0, 1), (0, 1, 27), (1, 1, 27), (2, 2, 28)], 3, 4, days=28)
+    assert lists(model("popular", half_life_days=7).fit(material(log)), log, 3).items[0].tolist() == [1, 2, 0]
+
+
+def test_repeat_ranks_by_the_customers_own_recent_events_and_popularity_fills_up():
+    log = interactions([(0, 0, 1), (0, 1, 27), (1, 2, 28), (2, 2, 28)], 3, 4, days=28)
+    ranked = lists(model("repeat", half_life_days=30).fit(material(log)), log, 4)
+    assert ranked.items[0].tolist() == [1, 0, 2, 3]
+    assert ranked.filled[0].tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_scores_never_rise_down_a_list(name):
+    log = checkerboard()
+    ranked = lists(model(name).fit(material(log)), log, SIZE)
+    assert (np.diff(ranked.scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bought_items_are_left_out_when_asked(name):
+    log = checkerboard()
+    ranked = lists(model(name).fit(material(log)), log, SIZE // 2, exclude_seen=True)
+    for user, items in enumerate(ranked.items):
+        assert not set(items.tolist()) & set(log.bought[user].indices.tolist())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_unavailable_items_are_never_recommended(name):
+    log = checkerboard()
+    items = catalog(SIZE, unavailable=[0, 1, 2])
+    ranked = lists(model(name).fit(material(log, items)), log, SIZE, items=items)
+    assert ranked.items.shape == (SIZE, SIZE - 3)
+    assert (ranked.items >= 3).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_k_larger_than_the_catalogue_gives_every_item_once(name):
+    log = checkerboard()
+    ranked = lists(model(name).fit(material(log)), log, 10 * SIZE)
+    assert (np.sort(ranked.items, axis=1) == np.arange(SIZE)).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_everybody_gets_a_full_list(name):
+    """A user with one event, a user with none, a visitor; an item with no event is in the catalogue."""
+    log = interactions([(0, 0, 1), (0, 1, 2), (1, 1, 3), (2, 0, 4), (2, 2, 5)], 4, 6, days=7)
+    fitted = model(name, **({"batch_size": 2, "epochs": 2} if name == "two_tower" else {})).fit(material(log))
+    ranked = lists(fitted, log, 5, users=[0, 1, 3, -1])
+    assert ranked.items.shape == (4, 5)
+    assert all(len(set(row)) == 5 and min(row) >= 0 for row in ranked.items.tolist())
+    assert ranked.filled[2:].all() or name == "popular"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_saved_and_loaded_in_a_fresh_process_gives_identical_lists(name, tmp_path):
+    log = checkerboard()
+    fitted = model(name).fit(material(log))
+    fitted.save(tmp_path, catalog(SIZE))
+    code = (
+        "import sys, json, pathlib\n"
+        "from tests.models.test_models import *\n"
+        f"loaded = model_class({name!r}).load(pathlib.Path(sys.argv[1]), catalog(SIZE))\n"
+        "ranked = lists(loaded, checkerboard(), 10)\n"
+        "print(json.dumps([ranked.items.tolist(), ranked.scores.tolist()]))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, check=True)
+    ranked = lists(fitted, log, 10)
+    assert json.loads(told.stdout) == [ranked.items.tolist(), ranked.scores.tolist()]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_saved_needs_unpickling(name, tmp_path):
+    model(name).fit(material(checkerboard())).save(tmp_path, catalog(SIZE))
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".npy"}
+    for path in tmp_path.glob("*.npy"):
+        np.load(path, allow_pickle=False)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_second_fit_forgets_the_first(name):
+    log = checkerboard()
+    other = interactions(
+        [(u, i, (u + i) % 28) for u in range(SIZE) for i in range(SIZE) if u % 4 == i % 4], SIZE, SIZE, 28
+    )
+    fresh = lists(model(name).fit(material(log)), log, 10)
+    again = lists(model(name).fit(material(other)).fit(material(log)), log, 10)
+    assert (fresh.items == again.items).all()
+    assert (fresh.scores == again.scores).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_evidence_is_an_item_the_customer_bought(name):
+    log = checkerboard()
+    fitted = model(name).fit(material(log))
+    for user in (0, 1, 7):
+        history = log.bought[user].indices
+        witness = fitted.evidence(log, user, np.array([user]))[0]  # for the withheld item
+        assert witness in history or (witness == -1 and name == "popular") or (witness == user and name == "repeat")
+
+
+def test_asking_before_learning_is_an_error():
+    with pytest.raises(NotFittedError, match="call fit or load first"):
+        lists(model("ease"), checkerboard(), 3)
+
+
+def test_k_below_one_is_an_error():
+    log = checkerboard()
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        lists(model("popular").fit(material(log)), log, 0)
+
+
+def test_an_empty_window_is_an_error():
+    with pytest.raises(TrainingError, match="no interaction in the training window"):
+        model("ease").fit(material(interactions([], 2, 2, days=7)))
+
+
+def test_a_model_of_another_catalogue_is_refused(tmp_path):
+    model("ease").fit(material(checkerboard())).save(tmp_path, catalog(SIZE))
+    with pytest.raises(TrainingError, match="train the model again"):
+        model_class("ease").load(tmp_path, catalog(SIZE + 1))
+
+
+def test_validation_chooses_from_the_grid_and_the_shop_file_pins():
+    log = checkerboard()
+    past = truth(log, START + 14 * 86_400_000_000, log.as_of, "all")
+    learned = material(past.past)
+    with_validation = type(learned)(
+        learned.interactions, learned.catalog, learned.text_vectors, {"all": past, "discovery": past}
+    )
+    chosen = model("repeat").fit(with_validation)
+    best = max(chosen.curve, key=lambda point: point["ndcg@10"])
+    assert len(chosen.curve) == len(model_class("repeat").grid["half_life_days"])
+    assert chosen.config.half_life_days == best["half_life_days"]
+    pinned = model("repeat", half_life_days=7.0).fit(with_validation)
+    assert pinned.config.half_life_days == 7.0
+    assert pinned.curve == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_top_k_is_what_sorting_gives(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 50, (20, rng.integers(1, 3000))).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.5] = -np.inf
+    k = int(rng.integers(1, 60))
+    columns, values = top_k(scores, k)
+    for row, found, value in zip(scores, columns, values, strict=True):
+        expected = [n for n in np.lexsort((np.arange(len(row)), -row)) if row[n] > -np.inf][:k]
+        assert found[found >= 0].tolist() == expected
+        assert value[: len(expected)].tolist() == row[expected].tolist()

@@ -1,0 +1,101 @@
+import json
+import logging
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from include import alerts
+
+RUN = SimpleNamespace(dag_id="nightly", run_id="scheduled__2017-12-04")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_told(monkeypatch):
+    monkeypatch.delenv("NIGHTCART_ALERT_WEBHOOK", raising=False)
+    monkeypatch.delenv("NIGHTCART_ALERT_EMAIL", raising=False)
+
+
+class Webhook:
+    """A chat server of one room: keeps what is posted, answers as it is told to."""
+
+    def __init__(self):
+        self.posts, self.status, room = [], 200, self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                room.posts.append((self.headers["Content-Type"], json.loads(body)))
+                self.send_response(room.status)
+                self.end_headers()
+
+            def log_message(self, *args):
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+
+
+@pytest.fixture
+def webhook(monkeypatch):
+    room = Webhook()
+    thread = threading.Thread(target=room.server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("NIGHTCART_ALERT_WEBHOOK", room.url)
+    yield room
+    room.server.shutdown()
+    room.server.server_close()
+    thread.join()
+
+
+def test_a_failed_task_is_posted_with_its_run_and_its_error(webhook):
+    task = SimpleNamespace(task_id="train", map_index=2)
+    alerts.failed({"dag_run": RUN, "task_instance": task, "exception": ValueError("no events before as_of")})
+    [(content_type, message)] = webhook.posts
+    assert content_type == "application/json"
+    assert message["text"] == (
+        "Nightcart: nightly.train[2] failed in run scheduled__2017-12-04: no events before as_of\n"
+        "The lists published last stay current until a night succeeds."
+    )
+
+
+def test_a_task_that_is_not_mapped_has_no_index(webhook):
+    alerts.failed({"dag_run": RUN, "task_instance": SimpleNamespace(task_id="check", map_index=-1)})
+    assert "nightly.check failed in run scheduled__2017-12-04: see the task's log" in webhook.posts[0][1]["text"]
+
+
+def test_a_failed_run_is_posted_with_its_reason(webhook):
+    alerts.failed({"dag_run": RUN, "reason": "task_failure"})
+    assert "nightly failed in run scheduled__2017-12-04: task_failure" in webhook.posts[0][1]["text"]
+
+
+def test_the_log_always_tells(caplog):
+    with caplog.at_level(logging.ERROR):
+        alerts.failed({"dag_run": RUN, "reason": "task_failure"})
+    assert "Nightcart: nightly failed" in caplog.text
+
+
+def test_a_webhook_that_refuses_does_not_raise(webhook, caplog):
+    webhook.status = 500
+    alerts.tell("headline")
+    assert len(webhook.posts) == 1
+    assert "the alert webhook did not take the message" in caplog.text
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{closed}/", "http://", "not a URL", "http://no host/"])
+def test_a_webhook_that_cannot_be_reached_does_not_raise(url, monkeypatch, caplog):
+    with socket.socket() as taken:  # bound, but not listening
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("NIGHTCART_ALERT_WEBHOOK", url.format(closed=taken.getsockname()[1]))
+        alerts.tell("headline")
+    assert "the alert webhook did not take the message" in caplog.text
+
+
+def test_a_mail_that_cannot_be_sent_does_not_raise(monkeypatch, caplog, airflow_db):
+    # with Airflow imported already: its logging would push the capture aside in mid-test
+    monkeypatch.setenv("NIGHTCART_ALERT_EMAIL", "night@shop.example")
+    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", "smtp://127.0.0.1:1/?disable_ssl=true&timeout=1&retry_limit=1")
+    alerts.tell("headline")
+    assert "the alert mail was not sent" in caplog.text

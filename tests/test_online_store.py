@@ -1,0 +1,177 @@
+"""What a shop's page reads from Redis: the old night until the new one is whole, then the new one. On a real Valkey."""
+
+import json
+
+import pytest
+
+from recsys_tasks.errors import TemporarilyUnavailable
+from recsys_tasks.online_store import GRACE_SECONDS, OnlineStore, open_store
+from recsys_tasks.settings import Settings
+
+ONE = [("u1", ["a", "b"]), ("u2", ["c"])]
+TWO = [("u1", ["z"]), ("u3", ["y", "x"])]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """One embedded Valkey for the tests that do not need their own."""
+    with open_store(Settings(home=tmp_path_factory.mktemp("home"), redis_url=None), "corner") as store:
+        yield store.client
+
+
+@pytest.fixture
+def store(server):
+    """An empty store."""
+    server.flushall()
+    return OnlineStore(server, "corner")
+
+
+def publish(store, version, lists, placement="home"):
+    store.load(version, placement, iter(lists))
+    store.seal(version)
+    store.activate(version)
+
+
+def keys(store, version):
+    return sorted(key.decode() for key in store.client.scan_iter(match=f"{store.prefix}:{version}:*"))
+
+
+def test_before_the_first_night_there_is_nothing_to_read(store):
+    assert store.current() is None
+    assert store.get("home", "u1") is None
+    assert not store.has("1")
+
+
+def test_a_reader_needs_two_gets_of_documented_keys(store):
+    publish(store, "20200101T000000Z-abc", ONE)
+    version = store.client.get("nightcart:corner:current").decode()
+    assert version == "20200101T000000Z-abc"
+    assert json.loads(store.client.get(f"nightcart:corner:{version}:home:u1")) == ["a", "b"]
+
+
+def test_readers_see_the_old_version_until_the_new_one_is_activated(store):
+    publish(store, "1", ONE)
+    assert store.load("2", "home", iter(TWO)) == 2
+    assert (store.current(), store.get("home", "u1"), store.get("home", "u3")) == ("1", ["a", "b"], None)
+    store.seal("2")
+    assert (store.current(), store.get("home", "u1")) == ("1", ["a", "b"])
+    store.activate("2")
+    assert (store.current(), store.get("home", "u1"), store.get("home", "u2")) == ("2", ["z"], None)
+
+
+def test_a_version_is_there_when_it_is_sealed_and_not_before(store):
+    store.load("1", "home", iter(ONE))
+    assert not store.has("1")
+    store.seal("1")
+    assert store.has("1")
+
+
+def test_every_list_of_a_large_version_is_loaded(store):
+    lists = [(f"u{n}", [f"i{n}", f"i{n + 1}"]) for n in range(2500)]
+    assert store.load("1", "home", iter(lists)) == 2500
+    assert store.load("1", "discover", iter([])) == 0
+    store.seal("1")
+    store.activate("1")
+    assert [store.get("home", user) for user, _ in lists[::499]] == [items for _, items in lists[::499]]
+
+
+def test_ids_and_items_of_any_text_come_back_as_they_were(store):
+    lists = [("ü:1 *?[x]", ['"quoted"', "a,b", "ж"]), ("", [])]
+    publish(store, "1", lists)
+    assert [store.get("home", user) for user, _ in lists] == [items for _, items in lists]
+
+
+def test_placements_and_shops_do_not_meet(store):
+    publish(store, "1", ONE)
+    store.load("1", "similar", iter([("u1", ["other"])]))
+    neighbour = OnlineStore(store.client, "corner2")
+    publish(neighbour, "1", TWO)
+    assert (store.get("home", "u1"), store.get("similar", "u1"), neighbour.get("home", "u1")) == (
+        ["a", "b"],
+        ["other"],
+        ["z"],
+    )
+    neighbour.drop("1")
+    assert store.get("home", "u1") == ["a", "b"]
+
+
+def test_the_version_before_expires_after_a_day_and_the_current_one_never(store):
+    publish(store, "1", ONE)
+    assert {store.client.ttl(key) for key in keys(store, "1")} == {-1}
+    publish(store, "2", TWO)
+    assert len(keys(store, "1")) == 3
+    assert all(GRACE_SECONDS - 60 < store.client.ttl(key) <= GRACE_SECONDS for key in keys(store, "1"))
+    assert {store.client.ttl(key) for key in keys(store, "2")} == {-1}
+    assert not store.has("1")  # what expires soon must be loaded again before it can be current
+
+
+def test_activating_the_current_version_again_does_not_let_it_expire(store):
+    publish(store, "1", ONE)
+    store.activate("1")
+    assert {store.client.ttl(key) for key in keys(store, "1")} == {-1}
+
+
+def test_a_version_that_was_about_to_expire_can_be_made_current_again(store):
+    publish(store, "1", ONE)
+    publish(store, "2", TWO)
+    publish(store, "1", ONE)
+    assert (store.current(), store.get("home", "u1")) == ("1", ["a", "b"])
+    assert {store.client.ttl(key) for key in keys(store, "1")} == {-1}
+    assert all(store.client.ttl(key) > 0 for key in keys(store, "2"))
+
+
+def test_dropping_a_version_removes_every_key_of_it_and_nothing_else(store):
+    publish(store, "1", ONE)
+    publish(store, "10", TWO)
+    store.drop("1")
+    assert keys(store, "1") == []
+    assert len(keys(store, "10")) == 3
+    store.drop("never")
+    assert store.get("home", "u1") == ["z"]
+
+
+def test_the_lists_survive_the_end_of_the_embedded_server(home):
+    with open_store(Settings(), "corner") as store:
+        publish(store, "1", ONE)
+        process = store.client.info("server")["process_id"]
+    with open_store(Settings(), "corner") as store:
+        assert store.client.info("server")["process_id"] != process
+        assert (store.current(), store.get("home", "u1"), store.has("1")) == ("1", ["a", "b"], True)
+
+
+def test_a_second_opening_meets_the_server_that_runs_and_another_home_has_its_own(home, store):
+    publish(store, "other home", TWO)
+    with open_store(Settings(), "corner") as first:
+        assert first.current() is None
+        publish(first, "1", ONE)
+        with open_store(Settings(), "corner") as second:
+            assert second.get("home", "u1") == ["a", "b"]
+        assert first.get("home", "u1") == ["a", "b"]  # the second left it running
+
+
+def test_a_home_of_any_depth_can_hold_the_embedded_server(tmp_path, home):
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    with open_store(Settings(home=deep), "corner") as store:
+        publish(store, "1", ONE)
+        assert store.get("home", "u2") == ["c"]
+    assert any((deep / "valkey").iterdir())
+
+
+def test_a_configured_redis_is_used_instead_of_the_embedded_one(store, home):
+    path = store.client.connection_pool.connection_kwargs["path"]
+    publish(store, "1", ONE)
+    with open_store(Settings(home=home / "unused", redis_url=f"unix://{path}"), "corner") as other:
+        assert other.get("home", "u1") == ["a", "b"]
+    assert not (home / "unused").exists()
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:hunter2@127.0.0.1:1/0", "redis://user:hunter2@127.0.0.1:1", "redis://:h@nter2@127.0.0.1:1"]
+)
+def test_a_redis_that_does_not_answer_is_named_without_its_password(home, url):
+    with pytest.raises(TemporarilyUnavailable) as error, open_store(Settings(redis_url=url), "corner") as store:
+        store.current()
+    assert "127.0.0.1:1" in str(error.value)
+    assert "did not answer" in str(error.value)
+    assert "NIGHTCART_REDIS_URL" in str(error.value)
+    assert "nter2" not in str(error.value)

@@ -1,0 +1,195 @@
+"""A shop file that is wrong says which file, which field, and what was expected."""
+
+from datetime import UTC, datetime
+
+import pytest
+import yaml
+
+from recsys_tasks.errors import ShopFileError
+from recsys_tasks.settings import Settings
+from recsys_tasks.shop import load_shop
+from tests.conftest import ROOT
+
+GOOD = """\
+name: corner
+time_zone: Europe/London
+source:
+  format: tabular
+  events:
+    path: events.csv
+    columns: {user_id: customer, item_id: sku, timestamp: at}
+"""
+
+
+def described(**changes):
+    """The good shop with other values; dots in a name lead inwards, None takes a key away."""
+    shop = yaml.safe_load(GOOD)
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        place = shop
+        for part in path:
+            place = place.setdefault(part, {})
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return shop
+
+
+@pytest.fixture
+def refusal(tmp_path):
+    """A function from a shop (or the text of its file) to the message that refuses it."""
+
+    def load(shop):
+        file = tmp_path / "corner.yaml"
+        file.write_text(shop if isinstance(shop, str) else yaml.safe_dump(shop))
+        with pytest.raises(ShopFileError) as error:
+            load_shop(str(file), tmp_path)
+        assert str(error.value).startswith(f"{file}: ")
+        return str(error.value).removeprefix(f"{file}: ")
+
+    return load
+
+
+def test_a_good_shop_has_the_defaults_and_knows_its_file(tmp_path):
+    (tmp_path / "corner.yaml").write_text(GOOD)
+    shop = load_shop("corner", tmp_path)
+    assert shop.file == tmp_path / "corner.yaml"
+    assert (shop.k, shop.windows.validation_days, shop.windows.test_days, shop.target) == (50, 14, 14, "purchase")
+    assert shop == load_shop(str(tmp_path / "corner.yaml"), tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "field", "suggestion"),
+    [
+        ("time_zon", "UTC", "time_zon", "time_zone"),
+        ("source.events.colums", {}, "source.events.colums", "columns"),
+        ("source.events.columns.user", "x", "source.events.columns.user", "user_id"),
+        ("source.items.columns.titel", "x", "source.items.columns.titel", "title"),
+        ("windows.validation_day", 7, "windows.validation_day", "validation_days"),
+        ("tiers.loyall", 7, "tiers.loyall", "loyal"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_key_it_may_have_meant(refusal, key, value, field, suggestion):
+    message = refusal(described(**{key: value}))
+    assert f"{field}: unknown key (did you mean {suggestion!r}?)" in message
+    assert "remove it or correct its spelling" in message
+
+
+def test_an_unknown_key_that_looks_like_none_is_refused_without_a_suggestion(refusal):
+    assert "qqqqqq: unknown key; remove it" in refusal(described(qqqqqq=1))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("k", "many", "k: Input should be a valid integer, unable to parse string as an integer, got 'many'"),
+        ("k", 0, "k: Input should be greater than or equal to 1, got 0"),
+        ("shards", 5000, "shards: Input should be less than or equal to 4096, got 5000"),
+        ("windows.test_days", 0, "windows.test_days: Input should be greater than or equal to 1, got 0"),
+        ("name", "Corner Shop", "name: String should match pattern"),
+        ("target", "sale", "target: Input should be 'view', 'click', 'cart'"),
+        ("event_weights", {"view": -1}, "event_weights.view: Input should be greater than or equal to 0, got -1"),
+        ("source.events.event_types", {"buy": "purchas"}, "source.events.event_types.buy: Input should be 'view'"),
+        ("source.events.timestamp_unit", "ns", "source.events.timestamp_unit: Input should be 's', 'ms' or 'us'"),
+        ("unknown_items", "drop", "unknown_items: Input should be 'quarantine' or 'keep', got 'drop'"),
+        ("models", ["popular"], "models: Input should be a valid dictionary, got ['popular']"),
+    ],
+)
+def test_a_bad_value_is_refused_with_what_was_expected_and_what_came(refusal, key, value, expected):
+    assert expected in refusal(described(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    "key", ["name", "source", "source.events", "source.events.path", "source.events.columns.item_id"]
+)
+def test_a_missing_key_is_named(refusal, key):
+    assert f"{key}: missing; this key is required" in refusal(described(**{key: None}))
+
+
+def test_a_source_without_a_known_format_names_the_known_ones(refusal):
+    for shop in (described(**{"source.format": "excel"}), described(**{"source.format": None})):
+        message = refusal(shop)
+        assert "source" in message
+        assert "format" in message
+    message = refusal(described(**{"source.format": "excel"}))
+    assert "'complete_journey', 'tabular'" in message
+    assert "'excel'" in message
+
+
+def test_all_faults_of_a_file_are_told_at_once(refusal):
+    message = refusal(described(k=0, colour="red", **{"source.events.path": None}))
+    assert message.startswith("3 fault(s)\n")
+    assert all(field in message for field in ("\n  k: ", "\n  colour: ", "\n  source.events.path: "))
+
+
+def test_a_shop_file_that_is_not_yaml_is_refused(refusal):
+    assert "not YAML" in refusal("name: [corner\nsource: {")
+
+
+def test_a_shop_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "corner.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ShopFileError, match=r"corner\.yaml: not YAML"):
+        load_shop("corner", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "- name\n- source\n", "corner\n"])
+def test_a_shop_file_without_keys_is_refused(refusal, text):
+    assert "expected keys such as 'name' and 'source'" in refusal(text)
+
+
+@pytest.mark.parametrize("asked", ["nowhere", "nowhere.yaml", "folder/nowhere.yml"])
+def test_a_missing_shop_file_is_named_beside_the_shops_there_are(tmp_path, asked):
+    (tmp_path / "corner.yaml").write_text(GOOD)
+    with pytest.raises(ShopFileError, match="no such shop file") as error:
+        load_shop(asked, tmp_path)
+    assert "nowhere.y" in str(error.value)
+    assert "['corner']" in str(error.value)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Londn", "", "/etc/passwd", "../UTC", "BST+1h"])
+def test_a_time_zone_nobody_knows_is_refused(refusal, zone):
+    message = refusal(described(time_zone=zone))
+    assert f"time_zone: {zone!r} is no time zone; expected an IANA name such as UTC or Europe/London" in message
+
+
+def test_an_archive_end_without_a_zone_is_refused_with_the_one_to_write(refusal):
+    message = refusal(described(archive_until="2018-01-01T05:00:00"))
+    assert "archive_until: 2018-01-01T05:00:00 has no time zone; write 2018-01-01T05:00:00Z for UTC" in message
+
+
+def test_an_archive_end_with_a_zone_becomes_utc(tmp_path):
+    (tmp_path / "corner.yaml").write_text(GOOD + "archive_until: 2018-06-01T05:00:00+02:00\n")
+    assert load_shop("corner", tmp_path).archive_until == datetime(2018, 6, 1, 3, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("loyal", [3, 2])
+def test_tiers_in_the_wrong_order_are_refused(refusal, loyal):
+    message = refusal(described(tiers={"loyal": loyal, "warm": 3}))
+    assert f"tiers: warm (3) must be less than loyal ({loyal})" in message
+
+
+def test_items_of_their_own_files_need_the_column_of_their_id(refusal):
+    message = refusal(described(**{"source.items.path": "items.csv", "source.items.columns.title": "name"}))
+    assert "source.items: items with a path need columns.item_id, the column that holds the item's id" in message
+
+
+def test_the_weight_of_an_event_type_is_the_shops_own_or_the_default(tmp_path):
+    (tmp_path / "corner.yaml").write_text(GOOD + "event_weights: {view: 0.3}\n")
+    shop = load_shop("corner", tmp_path)
+    assert [shop.weight(kind) for kind in ("view", "purchase", "return")] == [0.3, 1.0, 0.0]
+
+
+SHOPS = sorted((ROOT / "include" / "shops").glob("*.yaml"))
+
+
+def test_the_shops_of_the_project_are_these():
+    assert {"complete_journey", "online_retail"} <= {path.stem for path in SHOPS}
+    assert Settings().shops == ROOT / "include" / "shops"
+
+
+@pytest.mark.parametrize("path", SHOPS, ids=lambda path: path.stem)
+def test_every_shop_of_the_project_can_be_loaded(path):
+    shop = load_shop(path.stem, path.parent)
+    assert shop.name == path.stem
+    assert shop.time_zone is not None
