@@ -43,6 +43,9 @@ format: .venv/installed-dev  ## bring the code into shape
 ui: .venv/installed  ## Airflow with its pages at http://127.0.0.1:8080, until Ctrl-C
 	@$(BIN)/python include/ui.py
 
+bench: .venv/installed-dev  ## run every benchmark
+	@for script in benchmarks/*.py; do $(BIN)/python $$script --check || exit 1; done
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e .
