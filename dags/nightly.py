@@ -31,6 +31,7 @@ from airflow.sdk import (
     get_current_context,
     task,
 )
+from airflow.sdk.exceptions import AirflowFailException
 
 from include import alerts, assets
 
@@ -163,6 +164,8 @@ def nightly():
         from recsys_tasks import evaluate
         from recsys_tasks import night as nights
 
+        if not (snapshot and vectors):  # it runs when all before it are done, so that a failed model does not stop it
+            raise AirflowFailException("ingest or embed failed, so there is nothing to evaluate; see their logs")
         return evaluate.evaluate(nights.Night(**night), snapshot, vectors)
 
     @task(outlets=[assets.CHAMPIONS])

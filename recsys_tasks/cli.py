@@ -335,5 +335,5 @@ def entry_point() -> None:
     try:
         app()
     except NightcartError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False, markup=True)
+        Console(stderr=True).print(f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(1) from error

@@ -58,3 +58,20 @@ def tiny_shop(tmp_path):
     from tests.tiny_shop import write_tiny_shop
 
     return write_tiny_shop(tmp_path / "shop")
+
+
+@pytest.fixture(scope="session")
+def tiny_night(tmp_path_factory):
+    """A published night of the tiny shop with the baselines, made once: (home, shop file, ids of the steps)."""
+    from datetime import UTC, datetime
+
+    from recsys_tasks.cli import run_night
+    from recsys_tasks.night import plan
+    from tests.tiny_shop import AS_OF, write_tiny_shop
+
+    folder = tmp_path_factory.mktemp("tiny")
+    shop = write_tiny_shop(folder / "shop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIGHTCART_HOME", str(folder / "home"))
+        ids = run_night(plan(str(shop), AS_OF, datetime.now(UTC)))
+    return folder / "home", shop, ids
