@@ -78,8 +78,8 @@ class Model(ABC):
     def fit(self, material: Material) -> Self:
         """Learn from the material; a second call forgets the first.
 
-        With ``material.validation``, hyper-parameters of the grid that the configuration does not set are chosen by
-        ndcg@10 there, and ``self.config`` holds the choice afterwards.
+        With ``material.validation``, hyper-parameters of the grid that the configuration does not set are chosen
+        there, and ``self.config`` holds the choice afterwards.
 
         Raises
         ------
@@ -92,20 +92,8 @@ class Model(ABC):
                 f"{self.name}: no interaction in the training window; give longer history or shorter windows"
             )
         self.curve = []
-        free = [name for name in self.grid if name not in self.config.model_fields_set]
-        tries = list(itertools.product(*(self.grid[name] for name in free)))
-        if material.validation and len(tries) > 1:
-            given, best = self.config, (-1.0, self.config)
-            for values in tries:
-                self.config = given.model_copy(update=dict(zip(free, values, strict=True)))
-                self._fit(material)
-                found = self.validate(material)
-                self.curve.append({**dict(zip(free, values, strict=True)), "ndcg@10": found})
-                log.info("%s: %s -> validation ndcg@10 %.4f", self.name, dict(zip(free, values, strict=True)), found)
-                best = max(best, (found, self.config), key=lambda pair: pair[0])
-            if self.config is not best[1]:
-                self.config = best[1]
-                self._fit(material)
+        if material.validation and self._tries():
+            self._choose(material)
         else:
             self._fit(material)
         self.is_fitted = True
@@ -114,8 +102,40 @@ class Model(ABC):
                 raise TrainingError(f"{self.name}: {name} holds values that are not finite; lower the learning rate")
         return self
 
-    def validate(self, material: Material, max_users: int = 4000) -> float:
-        """Return the mean ndcg@10 on validation in this model's view, over at most ``max_users`` evenly taken."""
+    def _tries(self) -> list[Any]:
+        """Return the configurations of the grid, less what the given one pins; the given one itself is left out."""
+        free = [name for name in self.grid if name not in self.config.model_fields_set]
+        values = itertools.product(*(self.grid[name] for name in free))
+        tries = [self.config.model_copy(update=dict(zip(free, one, strict=True))) for one in values]
+        return [config for config in tries if config != self.config]
+
+    def _choose(self, material: Material) -> None:
+        """Fit the given configuration and the tries; keep a try only where it is better by more than chance.
+
+        A try must beat the given configuration by more than one standard error of the paired difference of ndcg@10
+        (the rule of Breiman et al. 1984): one window's best of many is else a matter of luck.
+        """
+        given = self.config
+        found: dict[Any, np.ndarray] = {}
+        for config in [given, *self._tries()]:
+            self.config = config
+            self._fit(material)
+            found[config] = self.validate(material)
+            tried = {name: getattr(config, name) for name in self.grid}
+            self.curve.append({**tried, "ndcg@10": float(found[config].mean())})
+            log.info("%s: %s -> validation ndcg@10 %.4f", self.name, tried, found[config].mean())
+        better = {
+            config: values.mean()
+            for config, values in found.items()
+            if (gain := values - found[given]).mean() > gain.std() / np.sqrt(len(gain))
+        }
+        chosen = max(better, key=lambda config: better[config]) if better else given
+        if self.config != chosen:
+            self.config = chosen
+            self._fit(material)
+
+    def validate(self, material: Material, max_users: int = 4000) -> np.ndarray:
+        """Return ndcg@10 on validation in this model's view, of at most ``max_users`` users evenly taken."""
         assert material.validation is not None
         truth = material.validation[self.view]
         rows = np.arange(0, len(truth.users), -(-len(truth.users) // max_users))
@@ -123,7 +143,7 @@ class Model(ABC):
         candidates = material.catalog.candidates(truth.past.as_of)
         ranked = self.recommend(truth.past, truth.users[rows], 10, candidates, exclude_seen=truth.exclude_seen)
         wanted = truth.items[rows]
-        return float(ndcg_at_k(hits(ranked.items, wanted), np.diff(wanted.indptr), 10).mean())
+        return ndcg_at_k(hits(ranked.items, wanted), np.diff(wanted.indptr), 10)
 
     def recommend(
         self, histories: Interactions, users: np.ndarray, k: int, candidates: np.ndarray, *, exclude_seen: bool

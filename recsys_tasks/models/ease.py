@@ -29,7 +29,7 @@ class EASE(Model):
 
     name = "ease"
     Config = EASEConfig
-    grid: ClassVar = {"half_life_days": (30.0, 90.0), "regularization": (30.0, 100.0, 300.0)}
+    grid: ClassVar = {"half_life_days": (30.0, 60.0, 120.0), "regularization": (100.0, 300.0)}
 
     def _fit(self, material: Material) -> None:
         last = material.interactions.matrix(self.config.half_life_days, count="last").tocsc()

@@ -31,7 +31,7 @@ class ItemKNN(Model):
 
     name = "item_knn"
     Config = ItemKNNConfig
-    grid: ClassVar = {"half_life_days": (30.0, 90.0)}
+    grid: ClassVar = {"half_life_days": (30.0, 60.0, 120.0)}
 
     def _fit(self, material: Material) -> None:
         last = material.interactions.matrix(self.config.half_life_days, count="last").tocsc()

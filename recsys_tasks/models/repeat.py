@@ -22,7 +22,7 @@ class Repeat(Model):
     name = "repeat"
     Config = RepeatConfig
     view = "all"
-    grid: ClassVar = {"half_life_days": (30.0, 60.0, 90.0, 180.0, 360.0)}
+    grid: ClassVar = {"half_life_days": (30.0, 90.0, 360.0)}
 
     def _fit(self, material: Material) -> None:
         pass  # all it needs is in the histories

@@ -71,7 +71,7 @@ class TwoTower(Model):
             if not material.validation:
                 log.info("%s: %s", self.name, line)
                 continue
-            found = self.validate(material, max_users=1000)
+            found = float(self.validate(material, max_users=1000).mean())
             self.curve.append({"epoch": epoch, "ndcg@10": found})
             log.info("%s: %s, validation ndcg@10 %.4f", self.name, line, found)
             if found > best:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from recsys_tasks.errors import NotFittedError, TrainingError
-from recsys_tasks.models import BASELINES, MODELS, model_class
+from recsys_tasks.models import BASELINES, MODELS, Material, model_class
 from recsys_tasks.models.base import top_k
+from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
 from tests.conftest import ROOT
-from tests.interactions import START, interactions
+from tests.interactions import interactions
 from tests.models.worlds import SIZE, catalog, checkerboard, material
 
 ALL = list(MODELS)
@@ -168,18 +169,29 @@ def test_a_model_of_another_catalogue_is_refused(tmp_path):
         model_class("ease").load(tmp_path, catalog(SIZE + 1))
 
 
-def test_validation_chooses_from_the_grid_and_the_shop_file_pins():
-    log = checkerboard()
-    past = truth(log, START + 14 * 86_400_000_000, log.as_of, "all")
+def with_validation(log, days):
+    """What a model may learn before the last so many days, with their truth as validation."""
+    past = truth(log, log.as_of - days * DAY, log.as_of, "all")
     learned = material(past.past)
-    with_validation = type(learned)(
-        learned.interactions, learned.catalog, learned.text_vectors, {"all": past, "discovery": past}
-    )
-    chosen = model("repeat").fit(with_validation)
-    best = max(chosen.curve, key=lambda point: point["ndcg@10"])
-    assert len(chosen.curve) == len(model_class("repeat").grid["half_life_days"])
-    assert chosen.config.half_life_days == best["half_life_days"]
-    pinned = model("repeat", half_life_days=7.0).fit(with_validation)
+    return Material(learned.interactions, learned.catalog, learned.text_vectors, {"all": past, "discovery": past})
+
+
+def test_validation_chooses_what_is_clearly_better():
+    """Tastes turned a month ago: whoever looks too far back recommends the old ones."""
+    old = [(u, i, day) for u in range(30) for i in range(10) for day in (10, 20, 30)]
+    new = [(u, i, day) for u in range(30) for i in range(10, 20) for day in (70, 95)]
+    chosen = model("repeat").fit(with_validation(interactions(old + new, 30, 20, days=100), days=14))
+    assert [point["half_life_days"] for point in chosen.curve] == [90.0, 30.0, 360.0]
+    assert chosen.config.half_life_days == 30.0
+
+
+def test_what_is_not_clearly_better_leaves_the_default():
+    chosen = model("repeat").fit(with_validation(checkerboard(), days=14))
+    assert chosen.config.half_life_days == 90.0
+
+
+def test_a_value_in_the_shop_file_is_not_tried_against_others():
+    pinned = model("repeat", half_life_days=7.0).fit(with_validation(checkerboard(), days=14))
     assert pinned.config.half_life_days == 7.0
     assert pinned.curve == []
 
