@@ -101,7 +101,11 @@ def render(as_of: str, measured: dict, report: dict, told: str) -> str:
             f"- {table}: {c['read']:,} rows read = {c['kept']:,} kept + {c['quarantined']:,} quarantined "
             f"+ {c['duplicates']:,} duplicates ({c['later']:,} after `as_of` left alone)"
         )
-    lines.append(f"- index: {report['index']}")
+    index = report["index"]
+    lines.append(
+        f"- index: {index['search']} search of {index['items']:,} {index['vectors']} vectors, "
+        f"recall@{index['k']} {index['recall']:.4f} against exact search"
+    )
     for view in ("all", "discovery"):
         rows = [row for row in report["leaderboard"] if row["view"] == view and row["tier"] == "everyone"]
         rows.sort(key=lambda row: -row["metrics"]["ndcg@10"])

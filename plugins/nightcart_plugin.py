@@ -73,7 +73,7 @@ PAGE = """<!doctype html>
   <div><dt>Lists, {{ placement }}</dt><dd>{{ made.lists | count }}</dd></div>
   {% endfor %}
   <div><dt>Index</dt>
-  <dd>{{ report.index.search }} <small>recall@50 {{ report.index["recall@50"] | score }}</small></dd></div>
+  <dd>{{ report.index.search }} <small>recall@{{ report.index.k }} {{ report.index.recall | score }}</small></dd></div>
 </dl>
 {% for warning in warnings %}<div class="warning" role="alert">{{ warning }}</div>{% endfor %}
 

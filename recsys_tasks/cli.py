@@ -326,8 +326,13 @@ def print_report(lake: Lake) -> None:
         rows = published_list(lake, "home", reader)
         _print_list(f"home of {reader} ({rows[0]['tier']})", rows[:5], titles)
         _print_list(f"discover of {reader}", published_list(lake, "discover", reader)[:5], titles)
-    counts = {placement: f"{found['rows']:,} rows" for placement, found in content["lists"].items()}
-    out.print(f"published version {content['version']}: {counts}; index recall {content['index']}")
+    counts = [f"{placement} {found['rows']:,} rows" for placement, found in content["lists"].items()]
+    index = content["index"]
+    out.print(
+        f"index: {index['search']} search of {index['items']:,} {index['vectors']} vectors, "
+        f"recall@{index['k']} {index['recall']:.4f} against exact search"
+    )
+    out.print(f"published version {content['version']}: {', '.join(counts)}")
 
 
 def entry_point() -> None:

@@ -41,7 +41,8 @@ def publish_index(night: Night, champions: str, snapshot: str, vectors: str) -> 
         "vectors": name,
         "items": len(rows),
         "search": "exact" if nearest.searcher is None else "scann",
-        f"recall@{night.k}": recall,
+        "k": night.k,
+        "recall": recall,
     }
     log.info("index of %s: %s", name, json.dumps(described))
     with lake.create(index, described) as folder:

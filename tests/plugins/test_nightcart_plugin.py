@@ -81,7 +81,7 @@ def a_report(**other) -> dict:
             row("<script>alert(1)</script>", "discovery", 0.0298),
         ],
         "failed": [],
-        "index": {"items": 92331, "recall@50": 0.9947, "search": "scann", "vectors": "text"},
+        "index": {"items": 92331, "k": 50, "recall": 0.9947, "search": "scann", "vectors": "text"},
         "lists": {"home": {"rows": 123250, "lists": 2465}},
         "last_night": None,
         "snapshot": "snapshots/20171204T000000-1",
@@ -161,6 +161,13 @@ def test_the_page_shows_the_last_night(client, home, viewer):
     assert text.index("<td>repeat") < text.index("<td>popular"), "the best model comes first"
     assert text.count('class="champion"') == 2
     assert 'class="warning"' not in text
+
+
+def test_the_page_shows_a_real_night_of_another_k(client, tiny_night, viewer, monkeypatch):
+    monkeypatch.setenv("NIGHTCART_HOME", str(tiny_night[0]))
+    page = client.get("/recsys/", headers=viewer)
+    assert page.status_code == 200
+    assert "recall@10 1.0000" in page.text
 
 
 def test_whatever_the_report_says_is_escaped(client, home, viewer):
