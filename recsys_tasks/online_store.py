@@ -22,7 +22,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from recsys_tasks.errors import TemporarilyUnavailable
+from recsys_tasks.errors import ContractError, TemporarilyUnavailable
 from recsys_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -92,11 +92,13 @@ def open_store(settings: Settings, shop: str) -> Iterator[OnlineStore]:
     ------
     TemporarilyUnavailable
         The server does not answer.
+    ContractError
+        The URL is none, or the embedded server's socket is not ours.
 
     """
     try:
         if settings.redis_url:
-            with redis.Redis.from_url(settings.redis_url, socket_timeout=30) as client:
+            with _configured(settings.redis_url) as client:
                 yield OnlineStore(client, shop)
         else:
             with _embedded(settings.home.absolute() / "valkey") as client:
@@ -105,6 +107,16 @@ def open_store(settings: Settings, shop: str) -> Iterator[OnlineStore]:
         where = _without_secrets(settings.redis_url) if settings.redis_url else "the embedded Valkey"
         raise TemporarilyUnavailable(
             f"{where} did not answer: {error}. Check NIGHTCART_REDIS_URL and the server"
+        ) from error
+
+
+def _configured(url: str) -> "redis.Redis":
+    try:
+        return redis.Redis.from_url(url, socket_timeout=30)
+    except ValueError as error:
+        raise ContractError(
+            "NIGHTCART_REDIS_URL is no URL of a Redis; expected redis://, rediss:// or unix://, "
+            f"got {_without_secrets(url)!r}"
         ) from error
 
 
@@ -123,9 +135,7 @@ def _embedded(folder: Path) -> Iterator["redis.Redis"]:
 
     A server whose owner was killed goes on; whoever meets it becomes its owner. One whose home was removed is ended.
     """
-    # A socket's path may be 107 bytes long at most, so it cannot lie in a deep home.
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    socket = Path(tempfile.gettempdir()) / f"nightcart-{os.getuid()}-{name}.sock"
+    socket = _socket(folder)
     with redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0), socket_timeout=60) as client:
         runs = _answers(client)
         if runs and not (folder / OWNER).exists():
@@ -146,6 +156,22 @@ def _embedded(folder: Path) -> Iterator["redis.Redis"]:
             client.shutdown(nosave=True)
             if server:
                 server.wait(timeout=60)
+
+
+def _socket(folder: Path) -> Path:
+    """Return where the server listens: in the home, or in a short place where the home's path is too long.
+
+    A socket's path has 107 bytes at most. One that somebody else has put into the short place is not trusted.
+    """
+    socket = folder / "valkey.sock"
+    if len(os.fsencode(socket)) > 100:
+        name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+        socket = Path(tempfile.gettempdir()) / f"nightcart-{os.getuid()}-{name}.sock"
+        if socket.exists() and socket.stat().st_uid != os.getuid():
+            raise ContractError(
+                f"{socket} belongs to another user; remove it, or give a NIGHTCART_HOME with a short path"
+            )
+    return socket
 
 
 def _start(folder: Path, socket: Path) -> "subprocess.Popen[bytes]":

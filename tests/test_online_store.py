@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from recsys_tasks.errors import TemporarilyUnavailable
+from recsys_tasks.errors import ContractError, TemporarilyUnavailable
 from recsys_tasks.online_store import GRACE_SECONDS, OnlineStore, open_store
 from recsys_tasks.settings import Settings
 
@@ -166,7 +166,13 @@ def test_a_configured_redis_is_used_instead_of_the_embedded_one(store, home):
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://:hunter2@127.0.0.1:1/0", "redis://user:hunter2@127.0.0.1:1", "redis://:h@nter2@127.0.0.1:1"]
+    "url",
+    [
+        "redis://:hunter2@127.0.0.1:1/0",
+        "redis://user:hunter2@127.0.0.1:1",
+        "redis://:h@nter2@127.0.0.1:1",
+        "redis://127.0.0.1:1/0?password=hunter2",
+    ],
 )
 def test_a_redis_that_does_not_answer_is_named_without_its_password(home, url):
     with pytest.raises(TemporarilyUnavailable) as error, open_store(Settings(redis_url=url), "corner") as store:
@@ -175,3 +181,21 @@ def test_a_redis_that_does_not_answer_is_named_without_its_password(home, url):
     assert "did not answer" in str(error.value)
     assert "NIGHTCART_REDIS_URL" in str(error.value)
     assert "nter2" not in str(error.value)
+
+
+def test_an_address_that_is_no_redis_is_named_without_its_password(home):
+    with (
+        pytest.raises(ContractError, match="expected redis://") as error,
+        open_store(Settings(redis_url="http://:hunter2@shop.example"), "corner"),
+    ):
+        pass
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_home_with_a_space_or_a_very_long_path_has_a_store(home, tmp_path):
+    for name in ("a home", "h" * 120):
+        with open_store(Settings(home=tmp_path / name), "corner") as store:
+            store.load("v1", "home", [("u", ["a"])])
+            store.activate("v1")
+        with open_store(Settings(home=tmp_path / name), "corner") as store:
+            assert store.get("home", "u") == ["a"]
