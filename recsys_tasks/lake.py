@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -79,8 +80,12 @@ class Lake:
         return self.root / entry
 
     def has(self, entry: str) -> bool:
-        """Tell whether the entry is there, and so complete."""
-        return (self.path(entry) / MANIFEST).is_file()
+        """Tell whether the entry is there, and so complete; being asked for is a use, and spares it from ``expire``."""
+        try:
+            os.utime(self.path(entry) / MANIFEST)
+        except FileNotFoundError:
+            return False
+        return True
 
     def manifest(self, entry: str) -> dict[str, Any]:
         """Return what an entry was made from and what it holds.
@@ -157,6 +162,25 @@ class Lake:
         if self.path(entry).exists():
             self.path(entry).rename(grave / "entry")
         shutil.rmtree(grave, ignore_errors=True)
+
+    def expire(self, kinds: Sequence[str], days: float) -> list[str]:
+        """Drop the entries of these kinds that nobody has used for so many days, and return their names.
+
+        Any of them can be made again. Drafts that a killed process left behind go too.
+        """
+        before = time.time() - days * 86_400
+        unused = [
+            entry
+            for kind in kinds
+            for entry in self.entries(kind)
+            if (self.path(entry) / MANIFEST).stat().st_mtime < before
+        ]
+        for entry in unused:
+            self.drop(entry)
+        for draft in self._drafts().iterdir():
+            if draft.stat().st_mtime < before:
+                shutil.rmtree(draft, ignore_errors=True)
+        return unused
 
     def _drafts(self) -> Path:
         drafts = self.root / ".drafts"

@@ -91,22 +91,23 @@ class NearestItems:
         return cls(vectors)
 
     def save(self, folder: Path) -> None:
-        """Write the vectors and, where there is one, the ScaNN index."""
-        np.save(folder / "vectors.npy", self.vectors, allow_pickle=False)
-        if self.searcher is not None:
+        """Write the ScaNN index, which holds the vectors, or without one the vectors."""
+        if self.searcher is None:
+            np.save(folder / "vectors.npy", self.vectors, allow_pickle=False)
+        else:
             (folder / "scann").mkdir()
             self.searcher.serialize(str(folder / "scann"), relative_path=True)
 
     @classmethod
     def load(cls, folder: Path) -> "NearestItems":
         """Read what ``save`` wrote."""
-        vectors = np.load(folder / "vectors.npy", allow_pickle=False)
         if not (folder / "scann").is_dir():
-            return cls(vectors)
+            return cls(np.load(folder / "vectors.npy", allow_pickle=False))
         if (folder / "scann" / "scann_docids.pkl").exists():
             raise ContractError(
                 f"{folder}: holds a pickle, which Nightcart never writes nor reads; build the index again"
             )
         from scann import scann_ops_pybind
 
+        vectors = np.load(folder / "scann" / "dataset.npy", allow_pickle=False)
         return cls(vectors, scann_ops_pybind.load_searcher(str(folder / "scann")))

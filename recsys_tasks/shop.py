@@ -167,6 +167,9 @@ class Shop(_Strict):
     tiers: Tiers = Tiers()
     k: int = Field(50, ge=1, le=1000, description="length of every list")
     shards: int = Field(4, ge=1, le=4096, description="parts the customers are scored in")
+    keep_days: int = Field(
+        14, ge=1, description="days that models, vectors, indexes and lists stay after their last use"
+    )
     keep_versions: int = Field(7, ge=2, description="published versions kept for roll-back")
 
     _file: Path = PrivateAttr(default=Path("shop.yaml"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -213,3 +214,20 @@ def test_a_table_is_written_in_the_same_bytes_each_time_and_read_back_as_it_was(
     found = pq.ParquetFile(tmp_path / "one").read()
     assert str(found.to_pydict()) == str(table.to_pydict())
     assert not found.schema.metadata
+
+
+def test_what_nobody_used_for_days_is_dropped_and_what_was_used_stays(tmp_path):
+    lake = Lake(tmp_path)
+    for entry in ("models/old", "models/used", "models/new", "reports/old"):
+        with lake.create(entry, {}):
+            pass
+    (tmp_path / ".drafts" / "left-by-a-kill").mkdir()
+    long_ago = time.time() - 10 * 86_400
+    manifests = [f"{entry}/_MANIFEST.json" for entry in ("models/old", "models/used", "reports/old")]
+    for name in [*manifests, ".drafts/left-by-a-kill"]:
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    assert lake.has("models/used")
+    assert lake.expire(["models"], days=7) == ["models/old"]
+    assert lake.entries("models") == ["models/new", "models/used"]
+    assert lake.entries("reports") == ["reports/old"]
+    assert list((tmp_path / ".drafts").iterdir()) == []

@@ -49,6 +49,7 @@ def test_a_saved_index_answers_the_same_elsewhere(index, vectors, tmp_path):
     (tmp_path / "here").rename(tmp_path / "there")
     loaded = NearestItems.load(tmp_path / "there")
     assert (loaded.search(vectors[:50], 10)[0] == index.search(vectors[:50], 10)[0]).all()
+    assert (loaded.vectors == vectors).all()
 
 
 def test_a_pickle_in_an_index_is_refused(index, tmp_path):
