@@ -79,7 +79,10 @@ def choose_champion(
 
 
 def promote(night: Night, evaluation: str, snapshot: str, vectors: str) -> str:
-    """Decide, move aliases, refit the winners and return the id of tonight's champions."""
+    """Decide, move aliases, refit the winners and return the id of tonight's champions.
+
+    A night that is not to publish moves no alias.
+    """
     lake = night.lake
     leaderboard = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())
     before = night.tracking.champions()
@@ -89,7 +92,7 @@ def promote(night: Night, evaluation: str, snapshot: str, vectors: str) -> str:
         champion = before[placement].text if placement in before else None
         decision = choose_champion(leaderboard["rows"], view, champion, night.force_promote)
         log.info("%s: %s serves (%s)", placement, decision.recipe, decision.reason)
-        if decision.moved:
+        if decision.moved and night.publish:
             night.tracking.crown(night.name, placement, Recipe(decision.recipe), decision.reason)
         model = shelf.refit(leaderboard["models"][decision.recipe], night.windows)
         champions[placement] = {"recipe": decision.recipe, "model": model, "reason": decision.reason}

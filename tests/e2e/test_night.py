@@ -165,7 +165,7 @@ def test_a_night_that_fails_leaves_the_last_version_current(night, dagbag, tmp_p
     assert current(lake)["version"] == version
 
 
-def test_a_dry_run_publishes_nothing(night, dagbag):
+def test_a_dry_run_publishes_nothing_and_moves_no_champion(night, dagbag):
     _, shop, lake = night
     version = current(lake)["version"]
     conf = {"shop": str(shop), "as_of": "2011-04-10T00:00:00Z", "publish": False, "force_promote": "popular"}
@@ -175,6 +175,7 @@ def test_a_dry_run_publishes_nothing(night, dagbag):
     report = json.loads((lake.path(lake.current("reports")["report"]) / "report.json").read_text())
     assert report["version"] is None
     assert report["champions"]["home"]["recipe"] == "popular"
+    assert Tracking(Settings(), "tiny").champions()["home"].text == "repeat"
 
 
 def test_the_run_key_is_the_date_unless_as_of_or_the_end_of_an_archive_says_otherwise(home):
