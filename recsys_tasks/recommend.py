@@ -17,7 +17,7 @@ from recsys_tasks.models import Model, Ranked
 from recsys_tasks.models.base import FILL_HALF_LIFE_DAYS, fill, top_k
 from recsys_tasks.nearest import NearestItems
 from recsys_tasks.night import Night
-from recsys_tasks.reasons import PICKED, because_of, bought_before, popular_in, similar_to
+from recsys_tasks.reasons import PICKED, because_of, done_before, popular_in, similar_to
 from recsys_tasks.recipe import Shelf
 from recsys_tasks.snapshot import tiers
 
@@ -75,19 +75,20 @@ def _user_lists(night: Night, shelf: Shelf, model: Model, users: np.ndarray, *, 
             own = log_.bought[user]
             times = dict(zip(own.indices.tolist(), own.data.astype(int).tolist(), strict=True))
             events = log_.of_user(int(user))
+            events = events[log_.is_target[events]]
             last[log_.item_idx[events]] = log_.time[events]  # in the order of time: the last one stays
         ids.append(ANONYMOUS if user < 0 else log_.user_ids[user])
         names.append("anonymous" if user < 0 else str(tier[user]))
         for item, filled, witness in zip(items.tolist(), ranked.filled[n].tolist(), evidence.tolist(), strict=False):
             sources.append("popular" if filled else model.name)
             if item in times:
-                said.append(bought_before(times[item], int(last[item])))
+                said.append(done_before(shop.target, times[item], int(last[item])))
                 because.append(catalog.item_ids[item])
             elif filled or model.name == "popular":
                 said.append(popular_in(catalog.departments[item]))
                 because.append(None)
             elif witness >= 0:
-                said.append(because_of(catalog.titles[witness]))
+                said.append(because_of(catalog.titles[witness], shop.target if witness in times else None))
                 because.append(catalog.item_ids[witness])
             else:
                 said.append(PICKED)
