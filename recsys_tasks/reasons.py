@@ -56,5 +56,8 @@ def popular_in(department: str) -> str:
     )
 
 
+INTERESTED = "You were interested in this"
+"""For an item the customer looked at, or did something else with than the shop's target."""
+
 PICKED = "Picked for you"
 """Where the model can name no single item of the history."""

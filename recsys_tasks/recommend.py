@@ -17,7 +17,7 @@ from recsys_tasks.models import Model, Ranked
 from recsys_tasks.models.base import FILL_HALF_LIFE_DAYS, fill, top_k
 from recsys_tasks.nearest import NearestItems
 from recsys_tasks.night import Night
-from recsys_tasks.reasons import PICKED, because_of, done_before, popular_in, similar_to
+from recsys_tasks.reasons import INTERESTED, PICKED, because_of, done_before, popular_in, similar_to
 from recsys_tasks.recipe import Shelf
 from recsys_tasks.snapshot import tiers
 
@@ -87,6 +87,9 @@ def _user_lists(night: Night, shelf: Shelf, model: Model, users: np.ndarray, *, 
             elif filled or model.name == "popular":
                 said.append(popular_in(catalog.departments[item]))
                 because.append(None)
+            elif witness == item:
+                said.append(INTERESTED)
+                because.append(catalog.item_ids[item])
             elif witness >= 0:
                 said.append(because_of(catalog.titles[witness], shop.target if witness in times else None))
                 because.append(catalog.item_ids[witness])
