@@ -81,10 +81,9 @@ class Lake:
 
     def has(self, entry: str) -> bool:
         """Tell whether the entry is there, and so complete; being asked for is a use, and spares it from ``expire``."""
-        try:
-            os.utime(self.path(entry) / MANIFEST)
-        except FileNotFoundError:
+        if not (self.path(entry) / MANIFEST).is_file():
             return False
+        os.utime(self.path(entry))
         return True
 
     def manifest(self, entry: str) -> dict[str, Any]:
@@ -169,12 +168,7 @@ class Lake:
         Any of them can be made again. Drafts that a killed process left behind go too.
         """
         before = time.time() - days * 86_400
-        unused = [
-            entry
-            for kind in kinds
-            for entry in self.entries(kind)
-            if (self.path(entry) / MANIFEST).stat().st_mtime < before
-        ]
+        unused = [entry for kind in kinds for entry in self.entries(kind) if self.path(entry).stat().st_mtime < before]
         for entry in unused:
             self.drop(entry)
         for draft in self._drafts().iterdir():

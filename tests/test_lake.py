@@ -223,8 +223,7 @@ def test_what_nobody_used_for_days_is_dropped_and_what_was_used_stays(tmp_path):
             pass
     (tmp_path / ".drafts" / "left-by-a-kill").mkdir()
     long_ago = time.time() - 10 * 86_400
-    manifests = [f"{entry}/_MANIFEST.json" for entry in ("models/old", "models/used", "reports/old")]
-    for name in [*manifests, ".drafts/left-by-a-kill"]:
+    for name in ("models/old", "models/used", "reports/old", ".drafts/left-by-a-kill"):
         os.utime(tmp_path / name, (long_ago, long_ago))
     assert lake.has("models/used")
     assert lake.expire(["models"], days=7) == ["models/old"]
