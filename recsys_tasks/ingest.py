@@ -26,8 +26,8 @@ from recsys_tasks.contract import ANONYMOUS, EVENT_TYPES, EVENTS, ITEMS, QUARANT
 from recsys_tasks.errors import ContractError, ShopFileError, SourceError
 from recsys_tasks.lake import Lake, fingerprint, sha256, write_table
 from recsys_tasks.night import Night
-from recsys_tasks.shop import Shop, Tabular
-from recsys_tasks.sources import Source, SourceFile, open_source
+from recsys_tasks.shop import Shop
+from recsys_tasks.sources import EventRules, Source, SourceFile, open_source
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class _Ingestion:
         self.rejected: list[dict[str, Any]] = []
         # Timestamps without a zone are read in the session's zone.
         connection.raw_sql(f"SET TimeZone = '{shop.time_zone or 'UTC'}'")
-        if isinstance(shop.source, Tabular) and (form := shop.source.events.timestamp_format):
+        if form := source.rules.timestamp_format:
             try:
                 connection.con.execute("SELECT try_strptime('', $1)", [form])
             except duckdb.Error as error:
@@ -144,7 +144,7 @@ class _Ingestion:
             self._stage("items", number, file, self.source.read_items(self.connection, file))
         self._note_rejects("items", own_items)
 
-        events = _judge_events(self.connection.table("events"), self.shop)
+        events = _judge_events(self.connection.table("events"), self.shop, self.source.rules)
         later = self._later(events.timestamp)
         numbered = self._number_duplicates(self._known_items(events.filter(~later), own_items))
         judged = self.connection.create_table("judged_events", numbered)
@@ -264,10 +264,10 @@ class _Ingestion:
         broken: dict[int, list[int]] = {}
         for reject in self.rejected:
             if reject["table"] == table:
-                reject["row"] -= _header_lines(self.source, files[reject["number"]])
+                reject["row"] -= self.source.header_lines(files[reject["number"]])
                 broken.setdefault(reject["number"], []).append(reject["row"])
         for row in found:
-            if _header_lines(self.source, files[row["file"]]):  # JSON rows are numbered by line already
+            if self.source.header_lines(files[row["file"]]):  # else rows are numbered by line already
                 for line in broken.get(row["file"], []):
                     row["row"] += line <= row["row"]
         rows_of_table = [{**row, "table": table, "file": files[row["file"]].name} for row in found] + [
@@ -327,10 +327,6 @@ class _Ingestion:
         return {"file": name, "rows": table.num_rows, "sha256": digest}
 
 
-def _header_lines(source: Source, file: SourceFile) -> int:
-    return 0 if any(s in (".json", ".jsonl", ".ndjson") for s in file.path.suffixes) else 1
-
-
 def _shown(value: ibis.Value) -> ibis.Value:
     """The value as a message shows it."""
     return ibis.literal("'") + value.cast("string").substr(0, 80).fill_null("") + "'"
@@ -354,37 +350,34 @@ def _number(value: ibis.Value) -> ibis.Value:
     return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
 
 
-def _time(value: ibis.Value, shop: Shop) -> tuple[ibis.Value, ibis.Value]:
+def _time(value: ibis.Value, rules: EventRules) -> tuple[ibis.Value, ibis.Value]:
     """Return the instant (null where there is none) and whether it came without a zone."""
-    config = shop.source.events if isinstance(shop.source, Tabular) else None
     kind = value.type()
     if kind.is_timestamp() or kind.is_date():
         return value.cast(_INSTANT), ibis.literal(not (kind.is_timestamp() and kind.timezone))
-    if config and config.timestamp_unit:
-        scale = {"s": 1_000_000, "ms": 1_000, "us": 1}[config.timestamp_unit]
+    if rules.timestamp_unit:
+        scale = {"s": 1_000_000, "ms": 1_000, "us": 1}[rules.timestamp_unit]
         number = value.try_cast("float64")
         in_range = (number * scale).between(0, 4e15)
         whole = ibis.ifelse(in_range, (number * scale).round(), ibis.null("float64")).cast("int64")
         return make_timestamptz(whole), ibis.literal(False)
     text = _text(value)
-    if config and config.timestamp_format:
-        form = config.timestamp_format
+    if rules.timestamp_format:
+        form = rules.timestamp_format
         return try_strptime(text, form).cast(_INSTANT), ibis.literal("%z" not in form)
     return text.try_cast(_INSTANT), ~text.re_search(_ZONE_AT_END)
 
 
-def _judge_events(raw: ibis.Table, shop: Shop) -> ibis.Table:
+def _judge_events(raw: ibis.Table, shop: Shop, rules: EventRules) -> ibis.Table:
     """Add the typed fields and, for bad rows, ``field``, ``reason`` and ``record``."""
-    config = shop.source.events if isinstance(shop.source, Tabular) else None
     user, item = _identity(raw.user_id), _identity(raw.item_id)
-    instant, naive = _time(raw.timestamp, shop)
+    instant, naive = _time(raw.timestamp, rules)
     word = _text(raw.event_type)
-    names = {**{name: name for name in EVENT_TYPES}, **(config.event_types if config else {})}
-    default = config.event_type if config else "purchase"
-    mapped = config is None or config.columns.event_type is not None
-    kind = word.cases(*names.items(), else_=ibis.null("string")) if mapped else ibis.literal(default)
+    names = {**{name: name for name in EVENT_TYPES}, **rules.event_types}
+    told = word.cases(*names.items(), else_=ibis.null("string"))
+    kind = ibis.literal(rules.event_type) if rules.event_type else told
     value, price = _number(raw.value), _number(raw.price)
-    if config and config.negative_value == "return":
+    if rules.negative_value == "return":
         back = (kind == "purchase") & (value < 0).fill_null(False)
         kind, value = ibis.ifelse(back, "return", kind), value.abs()
     needs_positive = kind.isin(["purchase", "cart"]) & (value <= 0).fill_null(False)
