@@ -381,6 +381,12 @@ def _judge_events(raw: ibis.Table, shop: Shop, rules: EventRules) -> ibis.Table:
         back = (kind == "purchase") & (value < 0).fill_null(False)
         kind, value = ibis.ifelse(back, "return", kind), value.abs()
     needs_positive = kind.isin(["purchase", "cart"]) & (value <= 0).fill_null(False)
+    lowest, highest = rules.rating_range or (-float("inf"), float("inf"))
+    no_rating = ibis.literal(rules.rating_range is not None) & (kind == "rating")
+    no_rating &= value.isnull() | ~value.between(lowest, highest)
+    expected = {"s": "seconds since 1970", "ms": "milliseconds since 1970", "us": "microseconds since 1970"}.get(
+        rules.timestamp_unit or "", "ISO 8601, or set timestamp_format or timestamp_unit"
+    )
     faults = [
         ("user_id", user.isnull(), ibis.literal("user_id is missing; expected a non-empty id")),
         (
@@ -393,9 +399,7 @@ def _judge_events(raw: ibis.Table, shop: Shop, rules: EventRules) -> ibis.Table:
         (
             "timestamp",
             instant.isnull(),
-            "timestamp "
-            + _shown(raw.timestamp)
-            + " is no instant; expected ISO 8601, or set timestamp_format or timestamp_unit",
+            "timestamp " + _shown(raw.timestamp) + f" is no instant; expected {expected}",
         ),
         (
             "timestamp",
@@ -420,6 +424,7 @@ def _judge_events(raw: ibis.Table, shop: Shop, rules: EventRules) -> ibis.Table:
             needs_positive,
             "value " + _shown(raw.value) + " of a purchase; expected more than 0 (see negative_value)",
         ),
+        ("value", no_rating, "value " + _shown(raw.value) + f" is no rating; expected {lowest:g} to {highest:g}"),
         ("price", _text(raw.price).notnull() & price.isnull(), "price " + _shown(raw.price) + " is no number"),
         ("price", (price < 0).fill_null(False), "price " + _shown(raw.price) + " is negative; expected 0 or more"),
     ]

@@ -1,6 +1,7 @@
 """One reader per format. ``open_source`` gives the reader a shop file asks for."""
 
-from recsys_tasks.shop import CompleteJourney, Shop
+from recsys_tasks.shop import Amazon2018, CompleteJourney, Shop, Tabular
+from recsys_tasks.sources.amazon_2018 import Amazon2018Source
 from recsys_tasks.sources.base import EventRules, Source, SourceFile
 from recsys_tasks.sources.complete_journey import CompleteJourneySource
 from recsys_tasks.sources.tabular import TabularSource
@@ -10,6 +11,11 @@ __all__ = ["EventRules", "Source", "SourceFile", "open_source"]
 
 def open_source(shop: Shop) -> Source:
     """Return the reader of the shop's source; no file is read yet."""
-    if isinstance(shop.source, CompleteJourney):
-        return CompleteJourneySource()
-    return TabularSource(shop.source, shop.file.parent)
+    folder = shop.file.parent
+    match shop.source:
+        case CompleteJourney():
+            return CompleteJourneySource()
+        case Tabular():
+            return TabularSource(shop.source, folder)
+        case Amazon2018():
+            return Amazon2018Source(shop.source, folder)

@@ -155,7 +155,8 @@ def read_json_lines(
             return _no_rows(columns, lists)
         # Only the fields are kept: the text of a review is most of its line, and nobody asks for it.
         connection.raw_sql(
-            f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT line AS row, ok, if(ok, NULL, text) AS text, {fields}, {has} "
+            f"CREATE OR REPLACE TEMP TABLE {name} AS "
+            f"SELECT line AS row, ok, if(ok, NULL, text) AS text, {fields}, {has} "
             "FROM (SELECT *, CASE WHEN json_valid(text) THEN json_type(text) = 'OBJECT' ELSE false END AS ok "
             f"FROM (SELECT row_number() OVER () AS line, text FROM {lines}) WHERE trim(text) <> '')"
         )
