@@ -112,7 +112,15 @@ class Amazon2018(_Strict):
     metadata: str = Field(description="file, folder or glob, e.g. meta_CDs_and_Vinyl.json.gz")
 
 
-SourceConfig = CompleteJourney | Tabular | Amazon2018
+class Amazon2023(_Strict):
+    """Amazon Reviews 2023: JSON lines, plain or gz; relative paths are relative to the shop file."""
+
+    format: Literal["amazon_2023"]
+    reviews: str = Field(description="file, folder or glob, e.g. CDs_and_Vinyl.jsonl.gz")
+    metadata: str = Field(description="file, folder or glob, e.g. meta_CDs_and_Vinyl.jsonl.gz")
+
+
+SourceConfig = CompleteJourney | Tabular | Amazon2018 | Amazon2023
 
 
 class Windows(_Strict):

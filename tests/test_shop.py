@@ -132,7 +132,7 @@ def test_a_source_without_a_known_format_names_the_known_ones(refusal):
         assert "source" in message
         assert "format" in message
     message = refusal(described(**{"source.format": "excel"}))
-    assert all(repr(known) in message for known in ("complete_journey", "tabular", "amazon_2018"))
+    assert all(repr(known) in message for known in ("complete_journey", "tabular", "amazon_2018", "amazon_2023"))
     assert "'excel'" in message
 
 
@@ -203,7 +203,7 @@ SHOPS = sorted((ROOT / "include" / "shops").glob("*.yaml"))
 
 
 def test_the_shops_of_the_project_are_these():
-    assert {"complete_journey", "online_retail", "amazon_2018"} <= {path.stem for path in SHOPS}
+    assert {"complete_journey", "online_retail", "amazon_2018", "amazon_2023"} <= {path.stem for path in SHOPS}
     assert Settings().shops == ROOT / "include" / "shops"
 
 
