@@ -2,7 +2,8 @@
 
 Reads the shop's files. Writes ``events/date=*/`` (one content-named file a day) and ``snapshots/<id>/`` with the
 catalogue, the quarantine and a manifest that lists the days. Rows read = kept + quarantined + duplicates, for events
-and for items; rows dated at or after ``as_of`` are counted apart and left alone.
+and for items; rows dated at or after ``as_of``, and those that a source leaves out because they are no event of the
+contract, are counted apart and left alone.
 
 The log is handled by Ibis expressions, so the same code runs where Ibis does.
 """
@@ -97,8 +98,9 @@ def accounting(counts: dict[str, Any]) -> list[str]:
             f"{table}: {c['read']:,} rows read = {c['kept']:,} kept + {c['quarantined']:,} quarantined "
             f"+ {c['duplicates']:,} duplicates"
         )
-        if c["later"]:
-            line += f" ({c['later']:,} later rows left alone)"
+        apart = [f"{c['later']:,} later rows left alone"] if c["later"] else []
+        apart += [f"{n:,} {word} rows left out" for word, n in c.get("left_out", {}).items()]
+        line += f" ({', '.join(apart)})" if apart else ""
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in c["reasons"].items())
         lines.append(f"{line}; quarantined for {reasons}" if reasons else line)
     return lines
@@ -146,10 +148,12 @@ class _Ingestion:
 
         events = _judge_events(self.connection.table("events"), self.shop, self.source.rules)
         later = self._later(events.timestamp)
-        numbered = self._number_duplicates(self._known_items(events.filter(~later), own_items))
+        left_out = self._count_words(events.filter(~later).left_out) if self.source.rules.left_out else {}
+        tonight = events.filter(~later & events.left_out.isnull()).drop("left_out")
+        numbered = self._number_duplicates(self._known_items(tonight, own_items))
         judged = self.connection.create_table("judged_events", numbered)
         good = judged.filter(judged.reason.isnull() & (judged.copy == 0))
-        counts = {"events": self._count("events", judged, events.filter(later))}
+        counts = {"events": self._count("events", judged, events.filter(later)) | left_out}
         if counts["events"]["kept"] == 0:
             raise ContractError(self._empty_night(judged, events, counts["events"]))
         quarantine = [self._quarantined("events", judged, files)]
@@ -240,6 +244,15 @@ class _Ingestion:
         window = ibis.window(group_by=[items.reason.isnull(), items.item_id], order_by=newest)
         return items.mutate(copy=ibis.ifelse(items.reason.isnull(), ibis.row_number().over(window), 0))
 
+    @staticmethod
+    def _count_words(word: ibis.Value) -> dict[str, Any]:
+        """How many rows of each of the words that the source leaves out; nothing where there is none."""
+        counted = (
+            word.name("word").as_table().filter(ibis._.word.notnull()).group_by("word").aggregate(n=ibis._.count())
+        )
+        found = {row["word"]: row["n"] for row in counted.order_by("word").to_pyarrow().to_pylist()}
+        return {"left_out": found} if found else {}
+
     def _count(self, table: str, rows: ibis.Table, later: ibis.Table) -> dict[str, Any]:
         bad = rows.filter(rows.reason.notnull())
         by_field = bad.group_by("field").aggregate(n=ibis._.count()).order_by("field").to_pyarrow().to_pylist()
@@ -295,7 +308,9 @@ class _Ingestion:
                 f"{where}: none of {count['read']:,} lines could be used. "
                 f"The first, {first['file']} line {first['row']}: {first['reason']}. Export the file again"
             )
-        return f"{where}: {count['read']:,} rows in {len(self.source.event_files())} file(s). Check that the export ran"
+        others = "".join(f", {n:,} {word} rows left out" for word, n in count.get("left_out", {}).items())
+        files = len(self.source.event_files())
+        return f"{where}: {count['read']:,} rows in {files} file(s){others}. Check that the export ran"
 
     def _write_days(self, good: ibis.Table) -> list[dict[str, Any]]:
         """Write the log a day at a time, in one order whatever order it came in."""
@@ -369,7 +384,7 @@ def _time(value: ibis.Value, rules: EventRules) -> tuple[ibis.Value, ibis.Value]
 
 
 def _judge_events(raw: ibis.Table, shop: Shop, rules: EventRules) -> ibis.Table:
-    """Add the typed fields and, for bad rows, ``field``, ``reason`` and ``record``."""
+    """Add the typed fields, the word of rows to leave out and, for bad rows, ``field``, ``reason`` and ``record``."""
     user, item = _identity(raw.user_id), _identity(raw.item_id)
     instant, naive = _time(raw.timestamp, rules)
     word = _text(raw.event_type)
@@ -381,6 +396,7 @@ def _judge_events(raw: ibis.Table, shop: Shop, rules: EventRules) -> ibis.Table:
         back = (kind == "purchase") & (value < 0).fill_null(False)
         kind, value = ibis.ifelse(back, "return", kind), value.abs()
     needs_positive = kind.isin(["purchase", "cart"]) & (value <= 0).fill_null(False)
+    null = ibis.null("string")
     lowest, highest = rules.rating_range or (-float("inf"), float("inf"))
     no_rating = ibis.literal(rules.rating_range is not None) & (kind == "rating")
     no_rating &= value.isnull() | ~value.between(lowest, highest)
@@ -431,6 +447,7 @@ def _judge_events(raw: ibis.Table, shop: Shop, rules: EventRules) -> ibis.Table:
     return raw.select(
         "file",
         "row",
+        left_out=ibis.ifelse(word.isin(rules.left_out), word, null) if rules.left_out else null,
         user_id=user,
         item_id=item,
         timestamp=instant,

@@ -120,7 +120,14 @@ class Amazon2023(_Strict):
     metadata: str = Field(description="file, folder or glob, e.g. meta_CDs_and_Vinyl.jsonl.gz")
 
 
-SourceConfig = CompleteJourney | Tabular | Amazon2018 | Amazon2023
+class Rees46(_Strict):
+    """Event files of a REES46 store: CSV, plain or gz."""
+
+    format: Literal["rees46"]
+    path: str = Field(description="file, folder or glob; relative paths are relative to the shop file")
+
+
+SourceConfig = CompleteJourney | Tabular | Amazon2018 | Amazon2023 | Rees46
 
 
 class Windows(_Strict):
