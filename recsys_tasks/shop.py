@@ -127,7 +127,14 @@ class Rees46(_Strict):
     path: str = Field(description="file, folder or glob; relative paths are relative to the shop file")
 
 
-SourceConfig = CompleteJourney | Tabular | Amazon2018 | Amazon2023 | Rees46
+class MovieLens(_Strict):
+    """A MovieLens release, any of them."""
+
+    format: Literal["movielens"]
+    path: str = Field(description="folder as it was unpacked; a relative path is relative to the shop file")
+
+
+SourceConfig = CompleteJourney | Tabular | Amazon2018 | Amazon2023 | Rees46 | MovieLens
 
 
 class Windows(_Strict):

@@ -88,6 +88,10 @@ def test_an_unknown_key_is_refused_with_the_key_it_may_have_meant(refusal, key, 
             ],
         ),
         ({"format": "rees46", "path": 7}, ["source.path: Input should be a valid string, got 7"]),
+        (
+            {"format": "movielens", "pth": "ml-1m"},
+            ["source.path: missing", "source.pth: unknown key (did you mean 'path'?)"],
+        ),
     ],
     ids=lambda value: value["format"] if isinstance(value, dict) else "",
 )
@@ -134,7 +138,8 @@ def test_a_source_without_a_known_format_names_the_known_ones(refusal):
         assert "format" in message
     message = refusal(described(**{"source.format": "excel"}))
     assert all(
-        repr(known) in message for known in ("complete_journey", "tabular", "amazon_2018", "amazon_2023", "rees46")
+        repr(known) in message
+        for known in ("complete_journey", "tabular", "amazon_2018", "amazon_2023", "rees46", "movielens")
     )
     assert "'excel'" in message
 
@@ -206,7 +211,7 @@ SHOPS = sorted((ROOT / "include" / "shops").glob("*.yaml"))
 
 
 def test_the_shops_of_the_project_are_these():
-    assert {"complete_journey", "online_retail", "amazon_2018", "amazon_2023", "rees46"} <= {
+    assert {"complete_journey", "online_retail", "amazon_2018", "amazon_2023", "rees46", "movielens"} <= {
         path.stem for path in SHOPS
     }
     assert Settings().shops == ROOT / "include" / "shops"

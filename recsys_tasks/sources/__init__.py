@@ -1,10 +1,11 @@
 """One reader per format. ``open_source`` gives the reader a shop file asks for."""
 
-from recsys_tasks.shop import Amazon2018, Amazon2023, CompleteJourney, Rees46, Shop, Tabular
+from recsys_tasks.shop import Amazon2018, Amazon2023, CompleteJourney, MovieLens, Rees46, Shop, Tabular
 from recsys_tasks.sources.amazon_2018 import Amazon2018Source
 from recsys_tasks.sources.amazon_2023 import Amazon2023Source
 from recsys_tasks.sources.base import EventRules, Source, SourceFile
 from recsys_tasks.sources.complete_journey import CompleteJourneySource
+from recsys_tasks.sources.movielens import MovieLensSource
 from recsys_tasks.sources.rees46 import Rees46Source
 from recsys_tasks.sources.tabular import TabularSource
 
@@ -25,3 +26,5 @@ def open_source(shop: Shop) -> Source:
             return Amazon2023Source(shop.source, folder)
         case Rees46():
             return Rees46Source(shop.source, folder)
+        case MovieLens():
+            return MovieLensSource(shop.source, folder)
