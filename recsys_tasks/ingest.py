@@ -2,7 +2,8 @@
 
 Reads the shop's files. Writes ``events/date=*/`` (one content-named file a day) and ``snapshots/<id>/`` with the
 catalogue, the quarantine and a manifest that lists the days. Rows read = kept + quarantined + duplicates, for events
-and for items; rows dated at or after ``as_of`` are counted apart and left alone.
+and for items; rows dated at or after ``as_of``, and those that a source leaves out because they are no event of the
+contract, are counted apart and left alone.
 
 The log is handled by Ibis expressions, so the same code runs where Ibis does.
 """
@@ -26,8 +27,8 @@ from recsys_tasks.contract import ANONYMOUS, EVENT_TYPES, EVENTS, ITEMS, QUARANT
 from recsys_tasks.errors import ContractError, ShopFileError, SourceError
 from recsys_tasks.lake import Lake, fingerprint, sha256, write_table
 from recsys_tasks.night import Night
-from recsys_tasks.shop import Shop, Tabular
-from recsys_tasks.sources import Source, SourceFile, open_source
+from recsys_tasks.shop import Shop
+from recsys_tasks.sources import EventRules, Source, SourceFile, open_source
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,9 @@ def accounting(counts: dict[str, Any]) -> list[str]:
             f"{table}: {c['read']:,} rows read = {c['kept']:,} kept + {c['quarantined']:,} quarantined "
             f"+ {c['duplicates']:,} duplicates"
         )
-        if c["later"]:
-            line += f" ({c['later']:,} later rows left alone)"
+        apart = [f"{c['later']:,} later rows left alone"] if c["later"] else []
+        apart += [f"{n:,} {word} rows left out" for word, n in c.get("left_out", {}).items()]
+        line += f" ({', '.join(apart)})" if apart else ""
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in c["reasons"].items())
         lines.append(f"{line}; quarantined for {reasons}" if reasons else line)
     return lines
@@ -123,7 +125,7 @@ class _Ingestion:
         self.rejected: list[dict[str, Any]] = []
         # Timestamps without a zone are read in the session's zone.
         connection.raw_sql(f"SET TimeZone = '{shop.time_zone or 'UTC'}'")
-        if isinstance(shop.source, Tabular) and (form := shop.source.events.timestamp_format):
+        if form := source.rules.timestamp_format:
             try:
                 connection.con.execute("SELECT try_strptime('', $1)", [form])
             except duckdb.Error as error:
@@ -144,12 +146,14 @@ class _Ingestion:
             self._stage("items", number, file, self.source.read_items(self.connection, file))
         self._note_rejects("items", own_items)
 
-        events = _judge_events(self.connection.table("events"), self.shop)
+        events = _judge_events(self.connection.table("events"), self.shop, self.source.rules)
         later = self._later(events.timestamp)
-        numbered = self._number_duplicates(self._known_items(events.filter(~later), own_items))
+        left_out = self._count_words(events.filter(~later).left_out) if self.source.rules.left_out else {}
+        tonight = events.filter(~later & events.left_out.isnull()).drop("left_out")
+        numbered = self._number_duplicates(self._known_items(tonight, own_items))
         judged = self.connection.create_table("judged_events", numbered)
         good = judged.filter(judged.reason.isnull() & (judged.copy == 0))
-        counts = {"events": self._count("events", judged, events.filter(later))}
+        counts = {"events": self._count("events", judged, events.filter(later)) | left_out}
         if counts["events"]["kept"] == 0:
             raise ContractError(self._empty_night(judged, events, counts["events"]))
         quarantine = [self._quarantined("events", judged, files)]
@@ -240,6 +244,15 @@ class _Ingestion:
         window = ibis.window(group_by=[items.reason.isnull(), items.item_id], order_by=newest)
         return items.mutate(copy=ibis.ifelse(items.reason.isnull(), ibis.row_number().over(window), 0))
 
+    @staticmethod
+    def _count_words(word: ibis.Value) -> dict[str, Any]:
+        """How many rows of each of the words that the source leaves out; nothing where there is none."""
+        counted = (
+            word.name("word").as_table().filter(ibis._.word.notnull()).group_by("word").aggregate(n=ibis._.count())
+        )
+        found = {row["word"]: row["n"] for row in counted.order_by("word").to_pyarrow().to_pylist()}
+        return {"left_out": found} if found else {}
+
     def _count(self, table: str, rows: ibis.Table, later: ibis.Table) -> dict[str, Any]:
         bad = rows.filter(rows.reason.notnull())
         by_field = bad.group_by("field").aggregate(n=ibis._.count()).order_by("field").to_pyarrow().to_pylist()
@@ -264,10 +277,10 @@ class _Ingestion:
         broken: dict[int, list[int]] = {}
         for reject in self.rejected:
             if reject["table"] == table:
-                reject["row"] -= _header_lines(self.source, files[reject["number"]])
+                reject["row"] -= self.source.header_lines(files[reject["number"]])
                 broken.setdefault(reject["number"], []).append(reject["row"])
         for row in found:
-            if _header_lines(self.source, files[row["file"]]):  # JSON rows are numbered by line already
+            if self.source.header_lines(files[row["file"]]):  # else rows are numbered by line already
                 for line in broken.get(row["file"], []):
                     row["row"] += line <= row["row"]
         rows_of_table = [{**row, "table": table, "file": files[row["file"]].name} for row in found] + [
@@ -295,7 +308,9 @@ class _Ingestion:
                 f"{where}: none of {count['read']:,} lines could be used. "
                 f"The first, {first['file']} line {first['row']}: {first['reason']}. Export the file again"
             )
-        return f"{where}: {count['read']:,} rows in {len(self.source.event_files())} file(s). Check that the export ran"
+        others = "".join(f", {n:,} {word} rows left out" for word, n in count.get("left_out", {}).items())
+        files = len(self.source.event_files())
+        return f"{where}: {count['read']:,} rows in {files} file(s){others}. Check that the export ran"
 
     def _write_days(self, good: ibis.Table) -> list[dict[str, Any]]:
         """Write the log a day at a time, in one order whatever order it came in."""
@@ -327,10 +342,6 @@ class _Ingestion:
         return {"file": name, "rows": table.num_rows, "sha256": digest}
 
 
-def _header_lines(source: Source, file: SourceFile) -> int:
-    return 0 if any(s in (".json", ".jsonl", ".ndjson") for s in file.path.suffixes) else 1
-
-
 def _shown(value: ibis.Value) -> ibis.Value:
     """The value as a message shows it."""
     return ibis.literal("'") + value.cast("string").substr(0, 80).fill_null("") + "'"
@@ -354,40 +365,44 @@ def _number(value: ibis.Value) -> ibis.Value:
     return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
 
 
-def _time(value: ibis.Value, shop: Shop) -> tuple[ibis.Value, ibis.Value]:
+def _time(value: ibis.Value, rules: EventRules) -> tuple[ibis.Value, ibis.Value]:
     """Return the instant (null where there is none) and whether it came without a zone."""
-    config = shop.source.events if isinstance(shop.source, Tabular) else None
     kind = value.type()
     if kind.is_timestamp() or kind.is_date():
         return value.cast(_INSTANT), ibis.literal(not (kind.is_timestamp() and kind.timezone))
-    if config and config.timestamp_unit:
-        scale = {"s": 1_000_000, "ms": 1_000, "us": 1}[config.timestamp_unit]
+    if rules.timestamp_unit:
+        scale = {"s": 1_000_000, "ms": 1_000, "us": 1}[rules.timestamp_unit]
         number = value.try_cast("float64")
         in_range = (number * scale).between(0, 4e15)
         whole = ibis.ifelse(in_range, (number * scale).round(), ibis.null("float64")).cast("int64")
         return make_timestamptz(whole), ibis.literal(False)
     text = _text(value)
-    if config and config.timestamp_format:
-        form = config.timestamp_format
+    if rules.timestamp_format:
+        form = rules.timestamp_format
         return try_strptime(text, form).cast(_INSTANT), ibis.literal("%z" not in form)
     return text.try_cast(_INSTANT), ~text.re_search(_ZONE_AT_END)
 
 
-def _judge_events(raw: ibis.Table, shop: Shop) -> ibis.Table:
-    """Add the typed fields and, for bad rows, ``field``, ``reason`` and ``record``."""
-    config = shop.source.events if isinstance(shop.source, Tabular) else None
+def _judge_events(raw: ibis.Table, shop: Shop, rules: EventRules) -> ibis.Table:
+    """Add the typed fields, the word of rows to leave out and, for bad rows, ``field``, ``reason`` and ``record``."""
     user, item = _identity(raw.user_id), _identity(raw.item_id)
-    instant, naive = _time(raw.timestamp, shop)
+    instant, naive = _time(raw.timestamp, rules)
     word = _text(raw.event_type)
-    names = {**{name: name for name in EVENT_TYPES}, **(config.event_types if config else {})}
-    default = config.event_type if config else "purchase"
-    mapped = config is None or config.columns.event_type is not None
-    kind = word.cases(*names.items(), else_=ibis.null("string")) if mapped else ibis.literal(default)
+    names = {**{name: name for name in EVENT_TYPES}, **rules.event_types}
+    told = word.cases(*names.items(), else_=ibis.null("string"))
+    kind = ibis.literal(rules.event_type) if rules.event_type else told
     value, price = _number(raw.value), _number(raw.price)
-    if config and config.negative_value == "return":
+    if rules.negative_value == "return":
         back = (kind == "purchase") & (value < 0).fill_null(False)
         kind, value = ibis.ifelse(back, "return", kind), value.abs()
     needs_positive = kind.isin(["purchase", "cart"]) & (value <= 0).fill_null(False)
+    null = ibis.null("string")
+    lowest, highest = rules.rating_range or (-float("inf"), float("inf"))
+    no_rating = ibis.literal(rules.rating_range is not None) & (kind == "rating")
+    no_rating &= value.isnull() | ~value.between(lowest, highest)
+    expected = {"s": "seconds since 1970", "ms": "milliseconds since 1970", "us": "microseconds since 1970"}.get(
+        rules.timestamp_unit or "", "ISO 8601, or set timestamp_format or timestamp_unit"
+    )
     faults = [
         ("user_id", user.isnull(), ibis.literal("user_id is missing; expected a non-empty id")),
         (
@@ -400,9 +415,7 @@ def _judge_events(raw: ibis.Table, shop: Shop) -> ibis.Table:
         (
             "timestamp",
             instant.isnull(),
-            "timestamp "
-            + _shown(raw.timestamp)
-            + " is no instant; expected ISO 8601, or set timestamp_format or timestamp_unit",
+            "timestamp " + _shown(raw.timestamp) + f" is no instant; expected {expected}",
         ),
         (
             "timestamp",
@@ -427,12 +440,14 @@ def _judge_events(raw: ibis.Table, shop: Shop) -> ibis.Table:
             needs_positive,
             "value " + _shown(raw.value) + " of a purchase; expected more than 0 (see negative_value)",
         ),
+        ("value", no_rating, "value " + _shown(raw.value) + f" is no rating; expected {lowest:g} to {highest:g}"),
         ("price", _text(raw.price).notnull() & price.isnull(), "price " + _shown(raw.price) + " is no number"),
         ("price", (price < 0).fill_null(False), "price " + _shown(raw.price) + " is negative; expected 0 or more"),
     ]
     return raw.select(
         "file",
         "row",
+        left_out=ibis.ifelse(word.isin(rules.left_out), word, null) if rules.left_out else null,
         user_id=user,
         item_id=item,
         timestamp=instant,

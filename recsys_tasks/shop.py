@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 import yaml
@@ -104,6 +104,39 @@ class Tabular(_Strict):
     items: ItemFiles = ItemFiles()
 
 
+class Amazon2018(_Strict):
+    """Amazon review data 2018: JSON lines, plain or gz; relative paths are relative to the shop file."""
+
+    format: Literal["amazon_2018"]
+    reviews: str = Field(description="file, folder or glob, e.g. CDs_and_Vinyl.json.gz")
+    metadata: str = Field(description="file, folder or glob, e.g. meta_CDs_and_Vinyl.json.gz")
+
+
+class Amazon2023(_Strict):
+    """Amazon Reviews 2023: JSON lines, plain or gz; relative paths are relative to the shop file."""
+
+    format: Literal["amazon_2023"]
+    reviews: str = Field(description="file, folder or glob, e.g. CDs_and_Vinyl.jsonl.gz")
+    metadata: str = Field(description="file, folder or glob, e.g. meta_CDs_and_Vinyl.jsonl.gz")
+
+
+class Rees46(_Strict):
+    """Event files of a REES46 store: CSV, plain or gz."""
+
+    format: Literal["rees46"]
+    path: str = Field(description="file, folder or glob; relative paths are relative to the shop file")
+
+
+class MovieLens(_Strict):
+    """A MovieLens release, any of them."""
+
+    format: Literal["movielens"]
+    path: str = Field(description="folder as it was unpacked; a relative path is relative to the shop file")
+
+
+SourceConfig = CompleteJourney | Tabular | Amazon2018 | Amazon2023 | Rees46 | MovieLens
+
+
 class Windows(_Strict):
     """Lengths of the last two windows before ``as_of``; everything earlier is the fit window."""
 
@@ -146,7 +179,7 @@ class Shop(_Strict):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case; part of Redis keys and MLflow names"
     )
-    source: Annotated[CompleteJourney | Tabular, Field(discriminator="format")]
+    source: Annotated[SourceConfig, Field(discriminator="format")]
     time_zone: Annotated[str, AfterValidator(_known_zone)] | None = Field(
         None, description="zone of timestamps that carry none; without it such timestamps are an error"
     )
@@ -223,7 +256,10 @@ def load_shop(name_or_path: str, shops: Path) -> Shop:
 
 def _explain(fault: Any) -> str:
     """One line: field, what was expected, what came."""
-    field = ".".join(str(part) for part in fault["loc"] if part not in {"tabular", "complete_journey"})
+    place = list(fault["loc"])
+    if place[0] == "source":  # pydantic puts the format after it, which is no key of the file
+        del place[1:2]
+    field = ".".join(str(part) for part in place)
     if fault["type"] == "extra_forbidden":
         return f"{field}: unknown key{_suggestion(fault['loc'])}; remove it or correct its spelling"
     if fault["type"] == "missing":
@@ -236,7 +272,7 @@ def _explain(fault: Any) -> str:
 def _suggestion(location: tuple[int | str, ...]) -> str:
     keys = {
         key
-        for model in (Shop, EventFiles, EventColumns, ItemFiles, ItemColumns, Tabular, Windows, Tiers)
+        for model in (Shop, EventFiles, EventColumns, ItemFiles, ItemColumns, Windows, Tiers, *get_args(SourceConfig))
         for key in model.model_fields
     }
     close = get_close_matches(str(location[-1]), keys | set(EVENT_TYPES), n=1)

@@ -1,7 +1,6 @@
 """Every row of the shop's files is kept, quarantined with its reason, or a duplicate; nothing is lost or guessed."""
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -9,13 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from recsys_tasks.contract import EVENTS, ITEMS, QUARANTINE
 from recsys_tasks.errors import ContractError, ShopFileError, SourceError
 from recsys_tasks.ingest import accounting, ingest
-from recsys_tasks.lake import Lake, sha256
+from recsys_tasks.lake import sha256
 from recsys_tasks.night import Night
+from recsys_tasks.shop import load_shop
 from recsys_tasks.snapshot import Snapshot
 from recsys_tasks.sources.tabular import TabularSource
+from tests.ingested import ingested
 from tests.tiny_shop import AS_OF as TINY_AS_OF
 from tests.tiny_shop import ITEMS as TINY_ITEMS
 
@@ -30,54 +30,6 @@ COLUMNS = {
     "session_id": "visit",
 }
 GOOD = "u1,i1,2020-01-05T10:00:00Z,purchase,1,2.50,v1,,Tea\n"
-
-
-@dataclass
-class Ingested:
-    """What one ingest wrote, read back from disk."""
-
-    lake: Lake
-    id: str
-
-    @property
-    def manifest(self):
-        return self.lake.manifest(self.id)
-
-    @property
-    def counts(self):
-        return self.manifest["counts"]["events"]
-
-    @property
-    def events(self):
-        return [row for day in self.manifest["days"] for row in self.read(self.lake.root / day["file"], EVENTS)]
-
-    @property
-    def items(self):
-        return {row["item_id"]: row for row in self.read(self.lake.path(self.id) / "items.parquet", ITEMS)}
-
-    @property
-    def quarantine(self):
-        return self.read(self.lake.path(self.id) / "quarantine.parquet", QUARANTINE)
-
-    @staticmethod
-    def read(path, schema):
-        table = pq.ParquetFile(path).read()
-        assert table.schema.equals(schema)
-        return table.to_pylist()
-
-    def adds_up(self):
-        """Rows read = kept + quarantined + duplicates, by the files and not by the manifest's own word."""
-        counts = self.manifest["counts"]
-        for table, c in counts.items():
-            assert c["read"] == c["kept"] + c["quarantined"] + c["duplicates"]
-            assert c["quarantined"] == sum(c["reasons"].values())
-            assert c["quarantined"] == sum(row["table"] == table for row in self.quarantine)
-        assert counts["events"]["kept"] == len(self.events) == sum(day["rows"] for day in self.manifest["days"])
-        assert {row["item_id"] for row in self.events} <= set(self.items)
-        if "items" in counts:
-            kept = counts["items"]["kept"]
-            assert len(self.items) >= kept
-        return self
 
 
 @pytest.fixture
@@ -100,8 +52,7 @@ def shop(tmp_path, home):
             **keys,
         }
         (data / "shop.yaml").write_text(yaml.safe_dump(described))
-        night = Night(shop_file=str(data / "shop.yaml"), as_of=as_of, k=10, recipes=[])
-        return Ingested(night.lake, ingest(night)).adds_up()
+        return ingested(data / "shop.yaml", as_of)
 
     return run
 
@@ -585,11 +536,10 @@ def test_the_accounting_reads_as_a_sentence(shop):
 
 
 def test_the_tiny_shop_holds_what_real_exports_hold(tiny_shop, home):
-    night = Night(shop_file=str(tiny_shop), as_of=TINY_AS_OF, k=10, recipes=[])
-    found = Ingested(night.lake, ingest(night)).adds_up()
+    found = ingested(tiny_shop, TINY_AS_OF)
     assert found.counts["reasons"] == {"user_id": 35}
     assert found.counts["duplicates"] == 7
     assert {event["event_type"] for event in found.events} == {"purchase", "return"}
     assert {item: row["title"] for item, row in found.items.items()} == dict(TINY_ITEMS)
-    days = Snapshot(night.lake, found.id).interactions(night.shop).active_days
+    days = Snapshot(found.lake, found.id).interactions(load_shop(str(tiny_shop), tiny_shop)).active_days
     assert ((days == 1) | (days == 2)).sum() >= 6

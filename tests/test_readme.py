@@ -1,6 +1,7 @@
 """What the README shows must run, and what it names must exist."""
 
 import re
+from typing import get_args
 
 import duckdb
 import pyarrow as pa
@@ -12,7 +13,7 @@ from recsys_tasks.night import Night
 from recsys_tasks.online_store import open_store
 from recsys_tasks.publish import publish
 from recsys_tasks.settings import Settings
-from recsys_tasks.shop import load_shop
+from recsys_tasks.shop import SourceConfig, load_shop
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -95,3 +96,11 @@ def test_every_setting_of_the_environment_is_described():
 def test_the_two_commands_come_first():
     assert README.index("make nightly") < README.index("make test") < README.index("## ")
     assert (ROOT / "benchmarks" / "results" / "demo_night.md").is_file()
+
+
+def test_the_table_of_known_formats_names_every_format_and_its_shop_file():
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+\.yaml)` \| [^|]+ \| [^|]+ \|$", README, re.MULTILINE)
+    formats = {config.model_fields["format"].annotation.__args__[0] for config in get_args(SourceConfig)}
+    assert {name for name, _ in rows} == formats - {"complete_journey", "tabular"}
+    for name, file in rows:
+        assert load_shop(str(ROOT / "include" / "shops" / file), ROOT).source.format == name

@@ -76,6 +76,30 @@ def test_an_unknown_key_is_refused_with_the_key_it_may_have_meant(refusal, key, 
     assert "remove it or correct its spelling" in message
 
 
+@pytest.mark.parametrize(
+    ("source", "faults"),
+    [
+        (
+            {"format": "amazon_2018", "review": "a.json.gz"},
+            [
+                "source.reviews: missing; this key is required",
+                "source.metadata: missing",
+                "source.review: unknown key (did you mean 'reviews'?)",
+            ],
+        ),
+        ({"format": "rees46", "path": 7}, ["source.path: Input should be a valid string, got 7"]),
+        (
+            {"format": "movielens", "pth": "ml-1m"},
+            ["source.path: missing", "source.pth: unknown key (did you mean 'path'?)"],
+        ),
+    ],
+    ids=lambda value: value["format"] if isinstance(value, dict) else "",
+)
+def test_a_fault_of_a_known_format_is_named_by_its_key(refusal, source, faults):
+    message = refusal(described(source=source))
+    assert all(f"  {fault}" in message for fault in faults)
+
+
 def test_an_unknown_key_that_looks_like_none_is_refused_without_a_suggestion(refusal):
     assert "qqqqqq: unknown key; remove it" in refusal(described(qqqqqq=1))
 
@@ -113,7 +137,10 @@ def test_a_source_without_a_known_format_names_the_known_ones(refusal):
         assert "source" in message
         assert "format" in message
     message = refusal(described(**{"source.format": "excel"}))
-    assert "'complete_journey', 'tabular'" in message
+    assert all(
+        repr(known) in message
+        for known in ("complete_journey", "tabular", "amazon_2018", "amazon_2023", "rees46", "movielens")
+    )
     assert "'excel'" in message
 
 
@@ -184,7 +211,9 @@ SHOPS = sorted((ROOT / "include" / "shops").glob("*.yaml"))
 
 
 def test_the_shops_of_the_project_are_these():
-    assert {"complete_journey", "online_retail"} <= {path.stem for path in SHOPS}
+    assert {"complete_journey", "online_retail", "amazon_2018", "amazon_2023", "rees46", "movielens"} <= {
+        path.stem for path in SHOPS
+    }
     assert Settings().shops == ROOT / "include" / "shops"
 
 

@@ -1,11 +1,14 @@
 """What every reader gives: files, and each file as a table of raw fields that nobody has judged yet."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ibis
+
+from recsys_tasks.shop import EventType
 
 EVENT_FIELDS = ("user_id", "item_id", "timestamp", "event_type", "value", "price", "session_id", "event_id")
 ITEM_FIELDS = ("item_id", "title", "description", "brand", "category", "price", "available", "updated_at")
@@ -31,8 +34,33 @@ class Reject:
     record: str
 
 
+@dataclass(frozen=True)
+class EventRules:
+    """How ingest is to understand the raw fields of an event row. The defaults are what the contract says."""
+
+    event_type: EventType | None = None
+    """Type of every row; None where the field ``event_type`` tells it."""
+    event_types: Mapping[str, EventType] = field(default_factory=dict)
+    """The shop's word -> event type, beside the contract's own words."""
+    left_out: tuple[str, ...] = ()
+    """Words of the shop for what is no event of the contract: such rows are counted apart and left alone."""
+    negative_value: Literal["quarantine", "return"] = "quarantine"
+    """What a purchase with a negative value is: a bad row, or a return."""
+    rating_range: tuple[float, float] | None = None
+    """Lowest and highest rating there is; a rating outside, or none, is a bad row."""
+    timestamp_format: str | None = None
+    """strptime format, where timestamps are not ISO 8601."""
+    timestamp_unit: Literal["s", "ms", "us"] | None = None
+    """For timestamps that count since 1970."""
+
+
 class Source(ABC):
-    """A shop's files. Ingest calls ``read_*`` for each file and judges the rows itself."""
+    """A shop's files. Ingest calls ``read_*`` for each file and judges the rows itself, by ``rules``."""
+
+    @property
+    def rules(self) -> EventRules:
+        """How the raw fields of an event row are to be understood."""
+        return EventRules()
 
     @abstractmethod
     def event_files(self) -> list[SourceFile]:
@@ -62,3 +90,7 @@ class Source(ABC):
     def rejects(self, connection: Any, file: SourceFile) -> list[Reject]:
         """Return the lines of a file, already read, that never became rows."""
         return []
+
+    def header_lines(self, file: SourceFile) -> int:
+        """Return the lines before the first row, where ``row`` counts rows; 0 where ``row`` is the line itself."""
+        return 0
