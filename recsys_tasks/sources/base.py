@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import ibis
 
+from recsys_tasks.errors import SourceError
 from recsys_tasks.shop import EventType
 
 EVENT_FIELDS = ("user_id", "item_id", "timestamp", "event_type", "value", "price", "session_id", "event_id")
@@ -83,9 +84,16 @@ class Source(ABC):
 
         """
 
-    @abstractmethod
     def read_items(self, connection: Any, file: SourceFile) -> ibis.Table:
-        """Return the rows of one catalogue file: ``row`` and ``ITEM_FIELDS``; ``category`` is a list or null."""
+        """Return the rows of one catalogue file: ``row`` and ``ITEM_FIELDS``; ``category`` is a list or null.
+
+        Raises
+        ------
+        SourceError
+            As ``read_events``; or the source has no catalogue files, its items being columns of the event rows.
+
+        """
+        raise SourceError(f"{file.path}: this source has no catalogue files; its items are columns of the event rows")
 
     def rejects(self, connection: Any, file: SourceFile) -> list[Reject]:
         """Return the lines of a file, already read, that never became rows."""

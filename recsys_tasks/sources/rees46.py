@@ -61,7 +61,3 @@ class Rees46Source(FileSource):
         }
         null = ibis.null("string")
         return t.select("row", **{name: fields.get(name, null) for name in EVENT_FIELDS + EVENT_ITEM_FIELDS})
-
-    def read_items(self, connection: Any, file: SourceFile) -> ibis.Table:
-        """Never asked: there are no item files."""
-        raise NotImplementedError
