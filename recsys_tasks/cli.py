@@ -27,7 +27,7 @@ from recsys_tasks import publish as publish_step
 from recsys_tasks import recommend as recommend_step
 from recsys_tasks import report as report_step
 from recsys_tasks import train as train_step
-from recsys_tasks.contract import ANONYMOUS, PLACEMENT_VIEW, PLACEMENTS, USER_ID
+from recsys_tasks.contract import ANONYMOUS, EVERYONE, PLACEMENT_VIEW, PLACEMENTS, USER_ID
 from recsys_tasks.errors import NightcartError, NothingInLake
 from recsys_tasks.lake import Lake
 from recsys_tasks.night import Night, plan
@@ -107,6 +107,7 @@ def run_night(night: Night, until: str = "report") -> dict[str, Any]:
 
 
 def _train(night: Night, recipe: str, snapshot: str, vectors: str) -> str | None:
+    """Whatever one model does, the night goes on; evaluate names what is missing."""
     try:
         return train_step.train(night, recipe, snapshot, vectors)
     except Exception:
@@ -264,7 +265,7 @@ def _print_list(title: str, rows: list[dict[str, Any]], titles: dict[str, str]) 
 def _print_leaderboard(content: dict[str, Any]) -> None:
     champions = {view: content["champions"][placement]["recipe"] for placement, view in PLACEMENT_VIEW.items()}
     for view, champion in champions.items():
-        rows = [row for row in content["leaderboard"] if row["view"] == view and row["tier"] == "everyone"]
+        rows = [row for row in content["leaderboard"] if row["view"] == view and row["tier"] == EVERYONE]
         rows.sort(key=lambda row: -row["metrics"]["ndcg@10"])
         what = "what they buy next, repeats count" if view == "all" else "what they buy for the first time"
         table = Table(title=f"{view}: {what}; {rows[0]['users']:,} customers", title_justify="left")

@@ -15,6 +15,8 @@ VIEWS: Final = ("all", "discovery")
 PLACEMENTS: Final = ("home", "discover", "similar")
 PLACEMENT_VIEW: Final = {"home": "all", "discover": "discovery"}
 """Which view of the leaderboard decides the champion of a placement."""
+EVERYONE: Final = "everyone"
+"""The leaderboard's row over all customers that had a history; ``anonymous`` ones, who had none, have their own."""
 ANONYMOUS: Final = "__anonymous__"
 """The user id under which the list for visitors is published."""
 

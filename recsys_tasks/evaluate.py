@@ -11,19 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from recsys_tasks.contract import TIERS, VIEWS
+from recsys_tasks.contract import EVERYONE, TIERS, VIEWS
 from recsys_tasks.errors import TrainingError
 from recsys_tasks.lake import fingerprint
 from recsys_tasks.metrics import CUTOFFS, beyond_accuracy, bootstrap, per_user
+from recsys_tasks.models import Model
 from recsys_tasks.night import Night
 from recsys_tasks.recipe import Recipe, Shelf
 from recsys_tasks.snapshot import tiers
 from recsys_tasks.split import Truth, truth
 
 log = logging.getLogger(__name__)
-
-EVERYONE = "everyone"
-"""The row over all users that had a history; ``anonymous`` ones, who had none, have a row of their own."""
 
 
 def evaluate(night: Night, snapshot: str, vectors: str) -> str:
@@ -50,6 +48,7 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
     if not lake.has(evaluation):
         start = windows.validation_end
         candidates = shelf.catalog.candidates(start)
+        loaded = {recipe: shelf.load(model_id) for recipe, model_id in models.items()}
         rows: list[dict[str, Any]] = []
         for view in VIEWS:
             known = truth(shelf.interactions, start, windows.as_of, view)
@@ -57,7 +56,7 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
             tier = tiers(known.past.active_days, shop.tiers.loyal, shop.tiers.warm)[known.users]
             of_popular: dict[str, np.ndarray] = {}
             for recipe in sorted(models, key=lambda text: text != "popular"):
-                ranked = _lists(shelf, models[recipe], known, candidates)
+                ranked = _lists(loaded[recipe], known, candidates)
                 values = per_user(ranked, known.items)
                 of_popular = of_popular or values
                 beyond = beyond_accuracy(
@@ -72,7 +71,7 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
                         rows.append(row | ({"beyond_accuracy": beyond} if name == EVERYONE else {}))
                 if len(new.users):
                     strangers = np.broadcast_to(
-                        _lists(shelf, models[recipe], new, candidates, anonymous=True), (len(new.users), 50)
+                        _lists(loaded[recipe], new, candidates, anonymous=True), (len(new.users), 50)
                     )
                     part = per_user(strangers, new.items)
                     rows.append(_row(recipe, view, "anonymous", part, part))
@@ -124,11 +123,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
-def _lists(shelf: Shelf, model_id: str, known: Truth, candidates: np.ndarray, anonymous: bool = False) -> np.ndarray:
+def _lists(model: Model, known: Truth, candidates: np.ndarray, anonymous: bool = False) -> np.ndarray:
     users = np.array([-1]) if anonymous else known.users
-    ranked = shelf.load(model_id).recommend(
-        known.past, users, max(CUTOFFS), candidates, exclude_seen=known.exclude_seen
-    )
+    ranked = model.recommend(known.past, users, max(CUTOFFS), candidates, exclude_seen=known.exclude_seen)
     missing = max(CUTOFFS) - ranked.items.shape[1]
     return np.pad(ranked.items, ((0, 0), (0, missing)), constant_values=-1)
 

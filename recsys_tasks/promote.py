@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recsys_tasks.contract import PLACEMENT_VIEW
+from recsys_tasks.contract import EVERYONE, PLACEMENT_VIEW
 from recsys_tasks.errors import TrainingError
 from recsys_tasks.lake import fingerprint
 from recsys_tasks.night import Night
@@ -57,7 +57,7 @@ def choose_champion(
 
     """
     of_view = [row for row in rows if row["view"] == view]
-    score = {row["recipe"]: row["metrics"][METRIC] for row in of_view if row["tier"] == "everyone"}
+    score = {row["recipe"]: row["metrics"][METRIC] for row in of_view if row["tier"] == EVERYONE}
     if force:
         wanted = [recipe for recipe in score if Recipe(recipe).model == force]
         if not wanted:

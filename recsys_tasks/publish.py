@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from recsys_tasks.contract import PLACEMENTS
+from recsys_tasks.contract import EVERYONE, PLACEMENTS
 from recsys_tasks.lake import code_fingerprint, fingerprint, sha256
 from recsys_tasks.night import Night
 from recsys_tasks.versions import activate, entry
@@ -42,7 +42,7 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
         "champions": lake.manifest(champions)["champions"],
         "code": code_fingerprint(),
         "config": fingerprint(shop.model_dump(mode="json")),
-        "metrics": [row for row in leaderboard["rows"] if row["tier"] == "everyone"],
+        "metrics": [row for row in leaderboard["rows"] if row["tier"] == EVERYONE],
         "drops": {},
         "k": night.k,
     }
