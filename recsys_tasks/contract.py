@@ -50,9 +50,13 @@ ITEMS: Final = pa.schema(
 )
 """The catalogue as of the night, sorted by item_id. Written by ingest, read by every later step."""
 
+USERS: Final = pa.schema([pa.field(USER_ID, pa.string(), nullable=False)])
+"""Customers the shop knows something of, sorted by user_id: beside the id a string column for each attribute the shop
+has. Written by ingest where the source has such files, read by models that use attributes."""
+
 QUARANTINE: Final = pa.schema(
     [
-        pa.field("table", pa.string(), nullable=False),  # events | items
+        pa.field("table", pa.string(), nullable=False),  # events | items | users
         pa.field("file", pa.string(), nullable=False),  # name relative to the source
         pa.field("row", pa.int64(), nullable=False),  # data row in the file, from 1
         pa.field("field", pa.string(), nullable=False),

@@ -39,7 +39,7 @@ class Amazon2018Source(FileSource):
         """Return the files of metadata."""
         return list_files(self.config.metadata, self.folder, "source.metadata")
 
-    def read_events(self, connection: Any, file: SourceFile) -> ibis.Table:
+    def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the reviews, verified or not."""
         required = ("reviewerID", "asin", "overall", "unixReviewTime")
         t = read_json_lines(connection, file, required, remedy=REMEDY)

@@ -38,7 +38,7 @@ class Amazon2023Source(FileSource):
         """Return the files of metadata."""
         return list_files(self.config.metadata, self.folder, "source.metadata")
 
-    def read_events(self, connection: Any, file: SourceFile) -> ibis.Table:
+    def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the reviews, verified or not."""
         required = ("user_id", "parent_asin", "rating", "timestamp")
         t = read_json_lines(connection, file, required, remedy=REMEDY)

@@ -1,7 +1,8 @@
 """What every reader gives: files, and each file as a table of raw fields that nobody has judged yet."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,13 @@ EVENT_ITEM_FIELDS = ("title", "description", "brand", "category")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of the shop. ``name`` is relative to the source, so it is the same on every machine."""
+    """One file of the shop, or one part of a table that is fetched as a file."""
 
     name: str
+    """Relative to the source, so it is the same on every machine."""
     path: Path
+    version: str | None = None
+    """What tells this content from an earlier one's; None where the size and the times of ``path`` do."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,21 @@ class Source(ABC):
     def item_files(self) -> list[SourceFile]:
         """Return the files of the catalogue; empty where items are columns of the event rows."""
 
+    def user_files(self) -> list[SourceFile]:
+        """Return the files of customers' attributes; empty where the shop has none."""
+        return []
+
+    @contextmanager
+    def fetched(self, file: SourceFile) -> Iterator[SourceFile]:
+        """Give the file with a ``path`` that can be read here; files on disk already can."""
+        yield file
+
     @abstractmethod
-    def read_events(self, connection: Any, file: SourceFile) -> ibis.Table:
+    def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the rows of one file: ``row`` (from 1), ``EVENT_FIELDS`` and ``EVENT_ITEM_FIELDS``, all unjudged.
 
-        Fields are strings, or the file's own numbers and timestamps; a field the shop does not map is null.
+        Fields are strings, or the file's own numbers and timestamps; a field the shop does not map is null. With
+        ``numbered=False`` a reader may leave ``row`` null where counting rows would slow it down.
 
         Raises
         ------
@@ -94,6 +108,17 @@ class Source(ABC):
 
         """
         raise SourceError(f"{file.path}: this source has no catalogue files; its items are columns of the event rows")
+
+    def read_users(self, connection: Any, file: SourceFile) -> ibis.Table:
+        """Return the rows of one file of customers: ``row``, ``user_id`` and a column of strings for each attribute.
+
+        Raises
+        ------
+        SourceError
+            As ``read_events``; or the source has no files of customers.
+
+        """
+        raise SourceError(f"{file.path}: this source has no files of customers")
 
     def rejects(self, connection: Any, file: SourceFile) -> list[Reject]:
         """Return the lines of a file, already read, that never became rows."""

@@ -25,7 +25,7 @@ class CompleteJourneySource(Source):
         """Return the one file of products."""
         return [_packaged("products.parquet")]
 
-    def read_events(self, connection: Any, file: SourceFile) -> ibis.Table:
+    def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return 1,469,307 purchases."""
         t = connection.read_parquet(file.path)
         fields = {

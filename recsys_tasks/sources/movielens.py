@@ -54,7 +54,7 @@ class MovieLensSource(FileSource):
         """Return the one file of movies."""
         return [self._files()[1]]
 
-    def read_events(self, connection: Any, file: SourceFile) -> ibis.Table:
+    def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the ratings."""
         if file.name == "ratings.csv":
             t = read_table(connection, file, RATINGS, REMEDY)

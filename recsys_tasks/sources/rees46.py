@@ -43,7 +43,7 @@ class Rees46Source(FileSource):
         """Return nothing: items are columns of the event rows."""
         return []
 
-    def read_events(self, connection: Any, file: SourceFile) -> ibis.Table:
+    def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the events with brand and category of their items."""
         t = read_table(connection, file, COLUMNS, REMEDY)
         code, brand = t.category_code.strip().nullif(""), t.brand.strip().nullif("")

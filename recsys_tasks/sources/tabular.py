@@ -39,7 +39,7 @@ class TabularSource(FileSource):
         path = self.config.items.path
         return list_files(path, self.folder, "source.items.path") if path else []
 
-    def read_events(self, connection: Any, file: SourceFile) -> ibis.Table:
+    def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the mapped fields of one event file."""
         columns: dict[str, Any] = self.config.events.columns.model_dump()
         if not self.config.items.path:
