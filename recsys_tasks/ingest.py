@@ -1,51 +1,52 @@
-"""Step 1, ingest: read the shop's sources up to ``as_of``, judge every row, write what is good and why the rest is not.
+"""Step 1, ingest: read what is new of the shop's sources, judge every row, write what is good and why the rest is not.
 
-Reads the shop's files. Writes ``events/date=*/`` (one content-named file a day) and ``snapshots/<id>/`` with the
-catalogue, the quarantine and a manifest that lists the days. Rows read = kept + quarantined + duplicates, for events
-and for items; rows dated at or after ``as_of``, and those that a source leaves out because they are no event of the
-contract, are counted apart and left alone.
+Reads the shop's files up to ``as_of``. Writes ``read/<key>/`` (a file of the shop, judged once in its life),
+``events/date=*/`` (the log, a content-named file a day or month) and ``snapshots/<id>/`` with the catalogue, the
+customers, the quarantine and a manifest that lists the days. Rows read = kept + quarantined + duplicates, for each
+table; rows dated at or after ``as_of``, and those that a source leaves out because they are no event of the contract,
+are counted apart and left alone.
 
-The log is handled by Ibis expressions, so the same code runs where Ibis does.
+A night reads only files that are new or have changed, and writes only the days that this touches: late and corrected
+rows replace their day. A day's file depends on its rows alone, so any dates ingested again, in whatever order and
+wherever, give the same bytes. The log is handled by Ibis expressions (see ``engine``).
 """
 
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from functools import reduce
+import time
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import duckdb
 import ibis
-import ibis.expr.datatypes as dt
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_tasks.contract import ANONYMOUS, EVENT_TYPES, EVENTS, ITEMS, QUARANTINE
-from recsys_tasks.errors import ContractError, ShopFileError, SourceError
-from recsys_tasks.lake import Lake, fingerprint, sha256, write_table
+from recsys_tasks.contract import EVENTS, ITEM_ID, ITEMS, QUARANTINE, USER_ID, USERS
+from recsys_tasks.engine import Engine, open_engine
+from recsys_tasks.errors import CheckFailed, ContractError
+from recsys_tasks.lake import Lake, fingerprint, sha256, table_bytes, write_batches, write_table
 from recsys_tasks.night import Night
+from recsys_tasks.reading import BROKEN, DAY, FAULTS, ROWS, Piece, read_files, record
+from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
-from recsys_tasks.sources import EventRules, Source, SourceFile, open_source
+from recsys_tasks.snapshot import microseconds
+from recsys_tasks.sources import open_source
 
 log = logging.getLogger(__name__)
 
-_INSTANT = dt.Timestamp(timezone="UTC", scale=6)
-_FIRST_INSTANT = datetime(1990, 1, 1, tzinfo=UTC)
-_ZONE_AT_END = r":\d{2}(\.\d+)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)$"
-_SHOWN = ("user_id", "item_id", "timestamp", "event_type", "value", "price")
-
-
-@ibis.udf.scalar.builtin(signature=((dt.int64,), _INSTANT))
-def make_timestamptz(microseconds: Any) -> Any:
-    """DuckDB's instant of microseconds since 1970."""
-
-
-@ibis.udf.scalar.builtin(signature=((dt.string, dt.string), dt.timestamp))
-def try_strptime(text: Any, form: Any) -> Any:
-    """DuckDB's strptime, null where the text is of another form."""
+_KEY = ("user_id", "item_id", "time", "event_type", "value", "price", "session_id")
+_WORDS = ("title", "description", "brand", "category")
+_SHOWN = ("user_id", "item_id", "event_type", "value", "price")
+_EPOCH = date(1970, 1, 1)
+_ROWS_AT_ONCE = 4_000_000
+"""Rows of the log that are sorted and de-duplicated at a time, for each GB of memory."""
 
 
 def ingest(night: Night) -> str:
@@ -61,33 +62,42 @@ def ingest(night: Night) -> str:
         ``timestamp_format`` is none.
     ContractError
         No event before ``as_of``, or none that may be used.
+    TemporarilyUnavailable
+        A database or Spark does not answer, or a file was written to while it was read.
 
     """
-    shop, lake = night.shop, night.lake
-    source = open_source(shop)
-    files = {
-        "events": {file.name: sha256(file.path) for file in source.event_files()},
-        "items": {file.name: sha256(file.path) for file in source.item_files()},
-    }
-    described: dict[str, Any] = {
-        "shop": shop.name,
-        "source": shop.source.model_dump(),
-        "time_zone": shop.time_zone,
-        "unknown_items": shop.unknown_items,
-        "as_of": night.as_of,
-        "files": files,
-    }
-    snapshot = f"snapshots/{night.instant:%Y%m%dT%H%M%S}-{fingerprint(described)}"
-    if lake.has(snapshot):
-        log.info("%s: no source file has changed, nothing is read", snapshot)
-    else:
-        with _staging() as connection, lake.create(snapshot, described) as folder:
-            described["counts"], described["days"] = _Ingestion(shop, source, night.instant, connection, lake).run(
-                folder
-            )
-    for line in accounting(lake.manifest(snapshot)["counts"]):
+    return take_in(night.shop, night.instant, night.lake)
+
+
+def take_in(shop: Shop, as_of: datetime, lake: Lake) -> str:
+    """Write the snapshot of a shop at an instant into a lake; see ``ingest``."""
+    with open_engine(shop) as engine, tempfile.TemporaryDirectory(dir=lake.drafts()) as draft:
+        pieces = _read(shop, lake, engine)
+        inputs = {
+            "shop": shop.model_dump(mode="json", include=_USED),
+            "as_of": as_of.isoformat(),
+            "pieces": [piece.entry for piece in pieces],
+        }
+        known = f"ingested/{fingerprint(inputs)}"
+        if lake.has(known) and lake.has(snapshot := lake.manifest(known)["snapshot"]):
+            log.info("%s: no source file has changed, nothing is read", snapshot)
+        else:
+            night = _Ingestion(shop, as_of, engine, lake, pieces, Path(draft))
+            snapshot = night.run()
+            lake.drop(known)
+            with lake.create(known, {"snapshot": snapshot, "days": night.made}):
+                pass
+    manifest = lake.manifest(snapshot)
+    for line in accounting(manifest["counts"]):
         log.info(line)
+    log.info("the log reaches %s", manifest["watermark"])
+    for warning in manifest["warnings"]:
+        log.warning(warning)
     return snapshot
+
+
+_USED = {"name", "source", "time_zone", "unknown_items", "partition_by", "checks"}
+"""Keys of the shop file that a snapshot depends on."""
 
 
 def accounting(counts: dict[str, Any]) -> list[str]:
@@ -106,446 +116,530 @@ def accounting(counts: dict[str, Any]) -> list[str]:
     return lines
 
 
-@contextmanager
-def _staging() -> Iterator[Any]:
-    """A DuckDB file of its own, so that a log larger than memory goes to disk."""
-    with tempfile.TemporaryDirectory(prefix="nightcart-") as folder:
-        connection = ibis.duckdb.connect(Path(folder) / "staging.duckdb")
-        try:
-            yield connection
-        finally:
-            connection.disconnect()
+def _read(shop: Shop, lake: Lake, engine: Engine, only: Container[str] | None = None) -> list[Piece]:
+    """Return the pieces of all files, in the order of their names; read those that are new or have changed.
+
+    With ``only``, files of the log with these names are read again to number their rows.
+    """
+    source = open_source(shop)
+    files = [("events", file) for file in source.event_files() if only is None or file.name in only]
+    files += [("items", file) for file in source.item_files() if only is None]
+    files += [("users", file) for file in source.user_files() if only is None]
+    read = partial(read_files, shop_file=str(shop.file), lake=lake.root, now=time.time(), number=only is not None)
+    pieces, said = [], time.monotonic()
+    for piece in engine.map(read, files):
+        pieces.append(piece)
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            log.info("read %d of %d files", len(pieces), len(files))
+    fresh = sum(piece.fresh for piece in pieces)
+    log.info("%d files, %d of them new or changed", len(pieces), fresh)
+    return sorted(pieces, key=lambda piece: (piece.table, piece.file))
+
+
+@dataclass
+class _Part:
+    """What one file of the log is to hold: a day or a month."""
+
+    start: int
+    """Days since 1970, in UTC; the first day."""
+    end: int
+    """The day after the last."""
+    rows: int
+    """Good rows before ``as_of``, duplicates among them."""
+    busiest: int
+    """Most good rows of a day."""
+    files: list[str]
+    key: str = ""
+
+    @property
+    def date(self) -> str:
+        """The first day, ISO 8601."""
+        return (_EPOCH + timedelta(days=self.start)).isoformat()
 
 
 class _Ingestion:
-    """One reading of all files. Tables ``events`` and ``items`` hold every row as it came, with file and row."""
+    """One night: pieces in, a snapshot out."""
 
-    def __init__(self, shop: Shop, source: Source, as_of: datetime, connection: Any, lake: Lake) -> None:
-        self.shop, self.source, self.as_of, self.connection, self.lake = shop, source, as_of, connection, lake
-        self.rejected: list[dict[str, Any]] = []
-        # Timestamps without a zone are read in the session's zone.
-        connection.raw_sql(f"SET TimeZone = '{shop.time_zone or 'UTC'}'")
-        if form := source.rules.timestamp_format:
-            try:
-                connection.con.execute("SELECT try_strptime('', $1)", [form])
-            except duckdb.Error as error:
-                raise ShopFileError(
-                    f"{shop.file}: source.events.timestamp_format: {form!r} is no strptime format; "
-                    "expected one such as %d/%m/%Y %H:%M:%S"
-                ) from error
+    def __init__(
+        self, shop: Shop, as_of: datetime, engine: Engine, lake: Lake, pieces: list[Piece], work: Path
+    ) -> None:
+        self.shop, self.engine, self.lake = shop, engine, lake
+        self.instant, self.as_of = as_of, microseconds(as_of)
+        self.of = {table: [p for p in pieces if p.table == table] for table in ("events", "items", "users")}
+        self.with_ids = open_source(shop).rules.event_ids
+        self.counts: dict[str, Any] = {}
+        self.temporary, self.tables = work / "tables", 0
+        self.draft = work / "snapshot"
+        self.draft.mkdir()
 
-    def run(self, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Fill ``folder``; return the counts and the list of days."""
-        own_items = self.source.item_files()
-        for number, file in enumerate(files := self.source.event_files()):
-            self._stage("events", number, file, self.source.read_events(self.connection, file))
-            log.debug("events: read %s", file.name)
-        log.info("events: read %d file(s), %s to %s", len(files), files[0].name, files[-1].name)
-        self._note_rejects("events", files)
-        for number, file in enumerate(own_items):
-            self._stage("items", number, file, self.source.read_items(self.connection, file))
-        self._note_rejects("items", own_items)
-
-        events = _judge_events(self.connection.table("events"), self.shop, self.source.rules)
-        later = self._later(events.timestamp)
-        left_out = self._count_words(events.filter(~later).left_out) if self.source.rules.left_out else {}
-        tonight = events.filter(~later & events.left_out.isnull()).drop("left_out")
-        numbered = self._number_duplicates(self._known_items(tonight, own_items))
-        judged = self.connection.create_table("judged_events", numbered)
-        good = judged.filter(judged.reason.isnull() & (judged.copy == 0))
-        counts = {"events": self._count("events", judged, events.filter(later)) | left_out}
-        if counts["events"]["kept"] == 0:
-            raise ContractError(self._empty_night(judged, events, counts["events"]))
-        quarantine = [self._quarantined("events", judged, files)]
-        if own_items:
-            items = _judge_items(self.connection.table("items"))
-            later = self._later(items.updated_at)
-            judged = self._number_item_copies(items.filter(~later))
-            counts["items"] = self._count("items", judged, items.filter(later))
-            quarantine.append(self._quarantined("items", judged, own_items))
-            catalogue = judged.filter(judged.reason.isnull() & (judged.copy == 0))
-            if self.shop.unknown_items == "keep":
-                bare = good.filter(~good.item_id.isin(catalogue.item_id)).select("item_id").distinct()
-                catalogue = _as_items(catalogue).union(_as_items(bare))
-        else:
-            catalogue = _items_of_events(good)
-        write_table(_cast(_as_items(catalogue).order_by("item_id").to_pyarrow(), ITEMS), folder / "items.parquet")
-        write_table(pa.concat_tables(quarantine), folder / "quarantine.parquet")
-        return counts, self._write_days(good)
-
-    def _stage(self, table: str, number: int, file: SourceFile, raw: ibis.Table) -> None:
-        raw = raw.mutate(file=ibis.literal(number, "int32"))
-        try:
-            if table in self.connection.list_tables():
-                self.connection.insert(table, raw)
-            else:
-                self.connection.create_table(table, raw)
-        except duckdb.Error as error:
-            what = str(error).strip().splitlines()[0]
-            raise SourceError(
-                f"{file.path}: cannot be read: {what}. Expected a whole file in UTF-8, with line ends of one kind and "
-                "fields of the kinds of the files before it; export it again, or convert it (iconv -f latin1 -t utf-8)"
-            ) from error
-
-    def _note_rejects(self, table: str, files: list[SourceFile]) -> None:
-        for number, file in enumerate(files):
-            for reject in self.source.rejects(self.connection, file):
-                self.rejected.append(
-                    {
-                        "table": table,
-                        "number": number,
-                        "file": file.name,
-                        "row": reject.line,
-                        "field": "line",
-                        "reason": f"broken line: {reject.reason}",
-                        "record": reject.record,
-                    }
-                )
-
-    def _later(self, instant: ibis.Value) -> ibis.Value:
-        """Rows of the future, good or bad, are not tonight's business."""
-        return (instant >= self.as_of).fill_null(False)
-
-    def _known_items(self, events: ibis.Table, own_items: list[SourceFile]) -> ibis.Table:
-        if not own_items or self.shop.unknown_items == "keep":
-            return events
-        items = _judge_items(self.connection.table("items"))
-        usable = items.filter(items.reason.isnull() & ~self._later(items.updated_at))
-        known = usable.select(known_id=usable.item_id).distinct()
-        joined = events.left_join(known, events.item_id == known.known_id)
-        unknown = joined.reason.isnull() & joined.known_id.isnull()
-        return joined.mutate(
-            field=ibis.ifelse(unknown, "item_id", joined.field),
-            reason=ibis.ifelse(
-                unknown,
-                "item_id " + _shown(joined.item_id) + " is not in the catalogue; expected a known item",
-                joined.reason,
-            ),
-            record=ibis.ifelse(unknown, _record(joined, _SHOWN), joined.record),
-        ).drop("known_id")
-
-    @staticmethod
-    def _number_duplicates(events: ibis.Table) -> ibis.Table:
-        """The same event_id, or without one the same row in every field, is the same event; the first one stays."""
-        nothing = ibis.literal("")
-        same = [
-            ibis.ifelse(events.event_id.notnull(), nothing, events[name].cast("string").fill_null(""))
-            for name in ("user_id", "item_id", "timestamp", "event_type", "value", "price", "session_id")
-        ]
-        window = ibis.window(
-            group_by=[events.reason.isnull(), events.event_id, *same], order_by=[events.file, events.row]
-        )
-        return events.mutate(copy=ibis.ifelse(events.reason.isnull(), ibis.row_number().over(window), 0))
-
-    @staticmethod
-    def _number_item_copies(items: ibis.Table) -> ibis.Table:
-        """Of several rows of an item the newest stays, by ``updated_at``, then by place in the files."""
-        newest = [items.updated_at.desc(nulls_first=False), items.file.desc(), items.row.desc()]
-        window = ibis.window(group_by=[items.reason.isnull(), items.item_id], order_by=newest)
-        return items.mutate(copy=ibis.ifelse(items.reason.isnull(), ibis.row_number().over(window), 0))
-
-    @staticmethod
-    def _count_words(word: ibis.Value) -> dict[str, Any]:
-        """How many rows of each of the words that the source leaves out; nothing where there is none."""
-        counted = (
-            word.name("word").as_table().filter(ibis._.word.notnull()).group_by("word").aggregate(n=ibis._.count())
-        )
-        found = {row["word"]: row["n"] for row in counted.order_by("word").to_pyarrow().to_pylist()}
-        return {"left_out": found} if found else {}
-
-    def _count(self, table: str, rows: ibis.Table, later: ibis.Table) -> dict[str, Any]:
-        bad = rows.filter(rows.reason.notnull())
-        by_field = bad.group_by("field").aggregate(n=ibis._.count()).order_by("field").to_pyarrow().to_pylist()
-        rejected = sum(row["table"] == table for row in self.rejected)
-        reasons = {row["field"]: row["n"] for row in by_field} | ({"line": rejected} if rejected else {})
-        read = rows.count().to_pyarrow().as_py() + rejected
-        duplicates = rows.filter(rows.reason.isnull() & (rows.copy > 0)).count().to_pyarrow().as_py()
-        quarantined = sum(reasons.values())
-        return {
-            "read": read,
-            "kept": read - quarantined - duplicates,
-            "quarantined": quarantined,
-            "duplicates": duplicates,
-            "later": later.count().to_pyarrow().as_py(),
-            "reasons": reasons,
+    def run(self) -> str:
+        """Write the snapshot and return its id."""
+        census = self._census()
+        catalogue = self._catalogue() if self.of["items"] else None
+        strangers = self._strangers(catalogue) if catalogue is not None else {}
+        refused = strangers if self.shop.unknown_items == "quarantine" else {}
+        parts = self._parts(census, refused)
+        self.made = self._write_days(parts, _all(refused))
+        days = list(self.made.values())
+        self._count_events(census, days)
+        if catalogue is None:
+            catalogue = self._items_of_events(days)
+        elif self.shop.unknown_items == "keep":
+            catalogue = pa.concat_tables([catalogue, _bare_items(_all(strangers))])
+        write_table(catalogue.sort_by(ITEM_ID), self.draft / "items.parquet")
+        if self.of["users"]:
+            write_table(self._users(), self.draft / "users.parquet")
+        self._write_quarantine(days)
+        described: dict[str, Any] = {
+            "shop": self.shop.model_dump(mode="json", include=_USED),
+            "as_of": self.instant.isoformat(),
+            "counts": self.counts,
+            "days": days,
+            "watermark": _iso(max(day["last"] for day in days)),
+            "files": {path.name: sha256(path) for path in sorted(self.draft.iterdir())},
         }
+        snapshot = f"snapshots/{self.instant:%Y%m%dT%H%M%S}-{fingerprint(described)}"
+        if not self.lake.has(snapshot):
+            described["warnings"] = self._warnings(census, catalogue)
+            with self.lake.create(snapshot, described) as folder:
+                for path in sorted(self.draft.iterdir()):
+                    path.rename(folder / path.name)
+        return snapshot
 
-    def _quarantined(self, table: str, rows: ibis.Table, files: list[SourceFile]) -> pa.Table:
-        """The bad rows. A row's number is moved past the broken lines before it."""
-        bad = rows.filter(rows.reason.notnull()).select("file", "row", "field", "reason", "record")
-        found = bad.order_by("file", "row").to_pyarrow().to_pylist()
-        broken: dict[int, list[int]] = {}
-        for reject in self.rejected:
-            if reject["table"] == table:
-                reject["row"] -= self.source.header_lines(files[reject["number"]])
-                broken.setdefault(reject["number"], []).append(reject["row"])
-        for row in found:
-            if self.source.header_lines(files[row["file"]]):  # else rows are numbered by line already
-                for line in broken.get(row["file"], []):
-                    row["row"] += line <= row["row"]
-        rows_of_table = [{**row, "table": table, "file": files[row["file"]].name} for row in found] + [
-            {name: reject[name] for name in QUARANTINE.names} for reject in self.rejected if reject["table"] == table
+    def _rows(self, table: str, files: Iterable[str] | None = None) -> ibis.Table:
+        wanted = set(files) if files is not None else None
+        found = [piece for piece in self.of[table] if wanted is None or piece.file in wanted]
+        return self.engine.read([self.lake.path(piece.entry) / ROWS for piece in found])
+
+    def _census(self) -> list[dict[str, Any]]:
+        """How many rows of which kind each file holds, day by day."""
+        rows = self._rows("events")
+        kind = ibis.cases(
+            ((rows.time >= self.as_of).fill_null(False), "later"),
+            (rows.left_out.notnull(), "left out"),
+            (rows.reason.notnull(), "bad"),
+            else_="good",
+        )
+        by = {"file": rows.file, "day": rows.day, "kind": kind, "word": rows.left_out}
+        return self.engine.table(rows.group_by(**by).aggregate(n=rows.count())).to_pylist()
+
+    def _strangers(self, catalogue: pa.Table) -> dict[str, set[str]]:
+        """The items that the catalogue lacks, by the file of the log that names them."""
+        known = self._temporary(pa.table({"known_id": catalogue[ITEM_ID]}))
+        seen = self._good(self._rows("events")).select("file", "item_id").distinct()
+        lacking = seen.anti_join(known, seen.item_id == known.known_id)
+        found: dict[str, set[str]] = {}
+        for row in self.engine.table(lacking).to_pylist():
+            found.setdefault(row["file"], set()).add(row["item_id"])
+        return found
+
+    def _good(self, rows: ibis.Table) -> ibis.Table:
+        return rows.filter(rows.reason.isnull(), rows.left_out.isnull(), rows.time < self.as_of)
+
+    def _temporary(self, table: pa.Table) -> ibis.Table:
+        self.tables += 1
+        path = self.temporary / f"{self.tables}.parquet"
+        write_table(table, path)
+        return self.engine.read([path])
+
+    def _parts(self, census: list[dict[str, Any]], refused: dict[str, set[str]]) -> list[_Part]:
+        """What the files of the log are to hold, and a key that tells what went into each."""
+        entries = {piece.file: piece.entry for piece in self.of["events"]}
+        by_part: dict[tuple[int, int], dict[str, Any]] = {}
+        for row in census:
+            if row["kind"] == "good":
+                found = by_part.setdefault(
+                    _bounds(row["day"], self.shop.partition_by), {"days": Counter(), "files": set()}
+                )
+                found["days"][row["day"]] += row["n"]
+                found["files"].add(row["file"])
+        parts = []
+        for (start, end), found in sorted(by_part.items()):
+            files = sorted(found["files"])
+            made_of = {
+                "pieces": [entries[file] for file in files],
+                "start": start,
+                "end": end,
+                "cut": self.as_of if start * DAY < self.as_of < end * DAY else None,
+                "refused": sorted(_all({file: refused.get(file, set()) for file in files})),
+                "robot": self.shop.checks.events_per_user_day,
+            }
+            days = found["days"]
+            parts.append(_Part(start, end, sum(days.values()), max(days.values()), files, fingerprint(made_of)))
+        return parts
+
+    def _write_days(self, parts: list[_Part], refused: set[str]) -> dict[str, dict[str, Any]]:
+        """Write the parts of the log that are new or touched by something new; return all, by key, in order of time."""
+        done = self._known_days()
+        todo = [part for part in parts if part.key not in done]
+        log.info("%d of %d %ss of the log are new or changed", len(todo), len(parts), self.shop.partition_by)
+        most = max(1, int(_ROWS_AT_ONCE * Settings().memory_gb))
+        said, rows, total = time.monotonic(), 0, sum(part.rows for part in todo)
+        for batch in _batches(parts, done, most):
+            done |= self._write_batch(batch, refused)
+            rows += sum(part.rows for part in batch)
+            if time.monotonic() - said > 10:
+                said = time.monotonic()
+                log.info("%d of %d million rows in their place", rows // 1_000_000, total // 1_000_000)
+        return {part.key: done[part.key] for part in parts}
+
+    def _known_days(self) -> dict[str, dict[str, Any]]:
+        """What the last nights wrote, by key."""
+        nights = sorted(self.lake.entries("ingested"), key=lambda entry: self.lake.path(entry).stat().st_mtime)
+        found = {key: day for entry in nights[-3:] for key, day in self.lake.manifest(entry)["days"].items()}
+        return {key: day for key, day in found.items() if (self.lake.root / day["file"]).is_file()}
+
+    def _write_batch(self, parts: list[_Part], refused: set[str]) -> dict[str, dict[str, Any]]:
+        files = sorted({file for part in parts for file in part.files})
+        rows = self._rows("events", files)
+        good = self._good(rows).filter(rows.day >= parts[0].start, rows.day < parts[-1].end)
+        bad: list[ibis.Table] = []
+        if refused:
+            listed = self._temporary(pa.table({"refused_id": sorted(refused)}))
+            unknown = good.semi_join(listed, good.item_id == listed.refused_id)
+            bad.append(
+                _refuse(
+                    unknown,
+                    "item_id",
+                    "item_id '" + unknown.item_id.substr(0, 80) + "' is not in the catalogue; expected a known item",
+                )
+            )
+            good = good.anti_join(listed, good.item_id == listed.refused_id)
+        most = self.shop.checks.events_per_user_day
+        if max(part.busiest for part in parts) > most:
+            rates = good.group_by(robot="user_id", on="day").aggregate(n=good.count())
+            found = self.engine.table(rates.filter(rates.n > most))
+            if found.num_rows:
+                robots = self._temporary(found)
+                theirs = good.inner_join(robots, [good.user_id == robots.robot, good.day == robots.on])
+                said = (
+                    "user_id '"
+                    + theirs.user_id.substr(0, 80)
+                    + "' has "
+                    + theirs.n.cast("string")
+                    + f" events on this day (UTC); expected at most {most} (checks.events_per_user_day)"
+                )
+                bad.append(_refuse(theirs, "user_id", said))
+                good = good.anti_join(robots, [good.user_id == robots.robot, good.day == robots.on])
+        if bad and (unnumbered := [p.file for p in self.of["events"] if p.file in files and not p.numbered]):
+            numbered = {piece.file: piece for piece in _read(self.shop, self.lake, self.engine, only=unnumbered)}
+            self.of["events"] = [numbered.get(piece.file, piece) for piece in self.of["events"]]
+            return self._write_batch(parts, refused)
+        days = {part.key: {"date": part.date} for part in parts}
+        kept = _without_duplicates(good, self.with_ids)
+        with_words = "title" in rows.columns
+        if with_words:
+            kept = kept.cache()
+        order = [
+            ibis.asc(name, nulls_first=True)
+            for name in ("time", "user_id", "item_id", "event_type", "value", "price", "session_id", "event_id")
         ]
-        rows_of_table.sort(key=lambda row: (row["file"], row["row"]))
-        return pa.Table.from_pylist(rows_of_table, QUARANTINE)
-
-    def _empty_night(self, judged: ibis.Table, events: ibis.Table, count: dict[str, Any]) -> str:
-        where = f"{self.shop.file}: an empty night: no usable event before as_of {self.as_of.isoformat()}"
-        bad = judged.filter(judged.reason.notnull()).order_by("file", "row").limit(1).to_pyarrow().to_pylist()
+        in_order = kept.select("time", *(name for name in EVENTS.names if name != "timestamp"), "copies").order_by(
+            order
+        )
+        for part, table in _cut(self.engine.batches(in_order), parts, in_order):
+            self._write_day(part, table, days[part.key])
+        if with_words:
+            facts = kept.group_by("day", "item_id", *_WORDS, "price").aggregate(n=kept.count())
+            facts = facts.mutate(time=facts.day.cast("int64") * DAY).drop("day")
+            facts = facts.order_by([ibis.asc(name, nulls_first=True) for name in ("time", "item_id", "price", *_WORDS)])
+            for part, table in _cut(self.engine.batches(facts), parts, facts):
+                days[part.key]["items"], _ = self.lake.add_file(f"items/date={part.date}", table_bytes(table))
         if bad:
-            file = self.source.event_files()[bad[0]["file"]].name
-            return (
-                f"{where}, though {count['read']:,} were read. "
-                f"The first, {file} row {bad[0]['row']}: {bad[0]['reason']}. "
-                f"Faults by field: {count['reasons']}; correct the mapping in the shop file"
-            )
-        if count["later"]:
-            first = events.timestamp.min().to_pyarrow().as_py().astimezone(UTC)
-            return f"{where}; the log begins at {first.isoformat()}. Give a later as_of"
-        if self.rejected:
-            first = self.rejected[0]
-            return (
-                f"{where}: none of {count['read']:,} lines could be used. "
-                f"The first, {first['file']} line {first['row']}: {first['reason']}. Export the file again"
-            )
-        others = "".join(f", {n:,} {word} rows left out" for word, n in count.get("left_out", {}).items())
-        files = len(self.source.event_files())
-        return f"{where}: {count['read']:,} rows in {files} file(s){others}. Check that the export ran"
-
-    def _write_days(self, good: ibis.Table) -> list[dict[str, Any]]:
-        """Write the log a day at a time, in one order whatever order it came in."""
-        order = ["timestamp", "user_id", "item_id", "event_type", "value", "price", "session_id", "event_id"]
-        rows = good.select(*EVENTS.names).order_by([ibis.asc(name, nulls_first=True) for name in order])
-        days: list[dict[str, Any]] = []
-        held: list[pa.Table] = []
-        day: Any = None
-        for batch in rows.to_pyarrow_batches(chunk_size=262_144):
-            table = _cast(pa.Table.from_batches([batch]), EVENTS)
-            dates = pc.cast(table["timestamp"], pa.date32()).combine_chunks()
-            starts = [0, *(pc.indices_nonzero(pc.not_equal(dates[1:], dates[:-1])).to_numpy() + 1).tolist()]
-            for start, end in zip(starts, [*starts[1:], len(dates)], strict=True):
-                if dates[start].as_py() != day:
-                    if held:
-                        days.append(self._write_day(day, pa.concat_tables(held)))
-                    day, held = dates[start].as_py(), []
-                held.append(table.slice(start, end - start))
-        days.append(self._write_day(day, pa.concat_tables(held)))
+            self._write_refused(ibis.union(*bad) if len(bad) > 1 else bad[0], parts, days)
         return days
 
-    def _write_day(self, day: Any, table: pa.Table) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="nightcart-") as folder:
-            draft = Path(folder) / "part.parquet"
-            write_table(table.combine_chunks(), draft)
-            digest = sha256(draft)
-            name = f"events/date={day.isoformat()}/{digest[:16]}.parquet"
-            self.lake.add_file(draft, name)
-        return {"file": name, "rows": table.num_rows, "sha256": digest}
+    def _write_day(self, part: _Part, table: pa.Table, day: dict[str, Any]) -> None:
+        times = table["time"]
+        columns = {name: times if name == "timestamp" else table[name] for name in EVENTS.names}
+        name, digest = self.lake.add_file(
+            f"events/date={part.date}", table_bytes(pa.table(columns).cast(EVENTS).combine_chunks())
+        )
+        day |= {
+            "file": name,
+            "sha256": digest,
+            "rows": table.num_rows,
+            "duplicates": (pc.sum(table["copies"]).as_py() or 0) - table.num_rows,
+            "last": times[-1].as_py() if table.num_rows else 0,
+            "refused": {},
+        }
+
+    def _write_refused(self, bad: ibis.Table, parts: list[_Part], days: dict[str, dict[str, Any]]) -> None:
+        """Rows that only the whole log, or the catalogue, shows to be bad."""
+        bad = bad.order_by(["time", "file", "row", "field"])
+        for part, table in _cut(self.engine.batches(bad), parts, bad):
+            if table.num_rows:
+                table = table.select(FAULTS.names).cast(FAULTS)
+                name, _ = self.lake.add_file(f"quarantine/date={part.date}", table_bytes(table))
+                reasons = Counter(table["field"].to_pylist())
+                days[part.key] |= {"refused": dict(sorted(reasons.items())), "quarantine": name}
+
+    def _count_events(self, census: list[dict[str, Any]], days: list[dict[str, Any]]) -> None:
+        """Settle the accounting of the log; that nothing is lost is proven here, for each part was counted apart."""
+        by_kind: Counter[str] = Counter()
+        words: Counter[str] = Counter()
+        for row in census:
+            by_kind[row["kind"]] += row["n"]
+            if row["kind"] == "left out":
+                words[row["word"]] += row["n"]
+        reasons = self._reasons("events")
+        bad = sum(reasons.values())
+        for day in days:
+            reasons.update(day["refused"])
+        kept, duplicates = (sum(day[name] for day in days) for name in ("rows", "duplicates"))
+        quarantined = sum(reasons.values())
+        if by_kind["good"] + bad != kept + quarantined + duplicates:
+            raise CheckFailed(
+                f"{self.shop.file}: rows were lost between the files and the log: {by_kind['good'] + bad:,} were read, "
+                f"but {kept:,} kept, {quarantined:,} quarantined, {duplicates:,} duplicates. "
+                "This is a fault of Nightcart; please report it"
+            )
+        self.counts["events"] = {
+            "read": by_kind["good"] + bad,
+            "kept": kept,
+            "quarantined": quarantined,
+            "duplicates": duplicates,
+            "later": by_kind["later"],
+            "reasons": dict(sorted(reasons.items())),
+            **({"left_out": dict(sorted(words.items()))} if words else {}),
+        }
+        if not kept:
+            raise ContractError(self._empty_night())
+
+    def _faults(self, table: str) -> ibis.Table | None:
+        """The quarantine of a table's pieces, without what is dated after ``as_of``."""
+        files = [self.lake.path(piece.entry) / BROKEN for piece in self.of[table] if piece.bad]
+        if not files:
+            return None
+        faults = self.engine.read(files)
+        return faults.filter(faults.time.isnull() | (faults.time < self.as_of))
+
+    def _reasons(self, table: str) -> Counter[str]:
+        faults = self._faults(table)
+        if faults is None:
+            return Counter()
+        counted = self.engine.table(faults.group_by("field").aggregate(n=faults.count()))
+        return Counter({row["field"]: row["n"] for row in counted.to_pylist()})
+
+    def _catalogue(self) -> pa.Table:
+        """The items as of tonight; of several rows of an item the newest, by ``updated_at``, then by place."""
+        rows = self._rows("items")
+        later = (rows.updated_at >= self.as_of).fill_null(False)
+        newest = [rows.updated_at.desc(nulls_first=False), rows.file.desc(), rows.row.desc()]
+        good = rows.filter(rows.reason.isnull(), ~later)
+        first = good.mutate(copy=ibis.row_number().over(ibis.window(group_by="item_id", order_by=newest)))
+        kept = self.engine.table(first.filter(first.copy == 0).select(*ITEMS.names))
+        self._count("items", rows, later, kept.num_rows)
+        return kept.cast(ITEMS)
+
+    def _users(self) -> pa.Table:
+        """The customers the shop knows something of; of several rows of one the last stays."""
+        rows = self._rows("users")
+        last = ibis.window(group_by="user_id", order_by=[rows.file.desc(), rows.row.desc()])
+        first = rows.filter(rows.reason.isnull()).mutate(copy=ibis.row_number().over(last))
+        kept = self.engine.table(first.filter(first.copy == 0).select("user_id", "attributes").order_by("user_id"))
+        self._count("users", rows, ibis.literal(False), kept.num_rows)
+        attributes = kept["attributes"].combine_chunks()
+        columns = {field.name: attributes.field(n) for n, field in enumerate(attributes.type)}
+        return pa.table({USER_ID: kept[USER_ID], **columns}).cast(
+            pa.schema([*USERS, *(pa.field(name, pa.string()) for name in columns)])
+        )
+
+    def _count(self, table: str, rows: ibis.Table, later: ibis.Value, kept: int) -> None:
+        """Settle the accounting of a table whose copies are all duplicates."""
+        kinds = rows.group_by(later=later, good=rows.reason.isnull()).aggregate(n=rows.count())
+        found = {(row["later"], row["good"]): row["n"] for row in self.engine.table(kinds).to_pylist()}
+        reasons = self._reasons(table)
+        good = found.get((False, True), 0)
+        self.counts[table] = {
+            "read": good + sum(reasons.values()),
+            "kept": kept,
+            "quarantined": sum(reasons.values()),
+            "duplicates": good - kept,
+            "later": found.get((True, True), 0) + found.get((True, False), 0),
+            "reasons": dict(sorted(reasons.items())),
+        }
+
+    def _items_of_events(self, days: list[dict[str, Any]]) -> pa.Table:
+        """Items of a shop without a catalogue: each with its most frequent words and its median price."""
+        facts = self.engine.read([self.lake.root / day["items"] for day in days])
+
+        def most_frequent(column: str) -> ibis.Table:
+            rows = facts.filter(facts[column].notnull())
+            counted = rows.group_by("item_id", column).aggregate(times=rows.n.sum())
+            window = ibis.window(group_by="item_id", order_by=[ibis.desc("times"), ibis.asc(column)])
+            return counted.mutate(place=ibis.row_number().over(window)).filter(ibis._.place == 0)
+
+        priced = facts.filter(facts.price.notnull()).group_by("item_id", "price").aggregate(times=ibis._.n.sum())
+        upwards = ibis.window(group_by="item_id", order_by="price")
+        priced = priced.mutate(
+            below=priced.times.sum().over(
+                ibis.window(group_by="item_id", order_by="price", preceding=None, following=0)
+            ),
+            all=priced.times.sum().over(ibis.window(group_by="item_id")),
+        )
+        priced = priced.filter(priced.below * 2 >= priced.all)
+        priced = priced.mutate(place=ibis.row_number().over(upwards)).filter(ibis._.place == 0)
+        items = facts.select("item_id").distinct()
+        for column, found in [("price", priced), *((name, most_frequent(name)) for name in _WORDS)]:
+            items = items.left_join(found.select("item_id", column), "item_id").drop("item_id_right")
+        found = self.engine.table(items)
+        none = {"available": pa.array([True] * found.num_rows), "updated_at": pa.nulls(found.num_rows, pa.int64())}
+        columns = {name: found[name] if name in found.column_names else none[name] for name in ITEMS.names}
+        return pa.table(columns).cast(ITEMS)
+
+    def _write_quarantine(self, days: list[dict[str, Any]]) -> None:
+        """All bad rows, in the order of their files; out of core, for it may be most of an export."""
+        faults = [found for table in self.of if (found := self._faults(table)) is not None]
+        refused = [self.lake.root / day["quarantine"] for day in days if "quarantine" in day]
+        faults += [self.engine.read(refused)] if refused else []
+        path = self.draft / "quarantine.parquet"
+        if not faults:
+            write_table(QUARANTINE.empty_table(), path)
+            return
+        rows = ibis.union(*faults) if len(faults) > 1 else faults[0]
+        rows = rows.select(*QUARANTINE.names).order_by(["table", "file", "row", "field"])
+        write_batches((batch.cast(QUARANTINE) for batch in self.engine.batches(rows)), QUARANTINE, path)
+
+    def _empty_night(self) -> str:
+        where = f"{self.shop.file}: an empty night: no usable event before as_of {self.instant.isoformat()}"
+        count, files = self.counts["events"], len(self.of["events"])
+        faults = self._faults("events")
+        if faults is not None:
+            only_broken = set(count["reasons"]) == {"line"}
+            (first,) = self.engine.table(
+                faults.filter(only_broken | (faults.field != "line")).order_by(["file", "row"]).limit(1)
+            ).to_pylist()
+            if only_broken:
+                return (
+                    f"{where}: none of {count['read']:,} lines could be used. "
+                    f"The first, {first['file']} line {first['row']}: {first['reason']}. Export the file again"
+                )
+            return (
+                f"{where}, though {count['read']:,} were read. "
+                f"The first, {first['file']} row {first['row']}: {first['reason']}. "
+                f"Faults by field: {count['reasons']}; correct the mapping in the shop file"
+            )
+        if count["quarantined"]:
+            return f"{where}, though {count['read']:,} were read. Faults by field: {count['reasons']}"
+        if count["later"]:
+            rows = self._rows("events")
+            (first,) = self.engine.table(rows.aggregate(time=rows.time.min())).to_pylist()
+            return f"{where}; the log begins at {_iso(first['time'])}. Give a later as_of"
+        others = "".join(f", {n:,} {word} rows left out" for word, n in count.get("left_out", {}).items())
+        return f"{where}: {count['read']:,} rows in {files} file(s){others}. Check that the export ran"
+
+    def _warnings(self, census: list[dict[str, Any]], catalogue: pa.Table) -> list[str]:
+        """What a person should look at; the night goes on."""
+        checks, said = self.shop.checks, []
+        for table, count in self.counts.items():
+            if count["quarantined"] > checks.quarantined * count["read"]:
+                reasons = ", ".join(f"{reason}: {n:,}" for reason, n in count["reasons"].items())
+                said.append(
+                    f"{count['quarantined'] / count['read']:.0%} of the rows of {table} are in quarantine ({reasons}); "
+                    f"expected at most {checks.quarantined:.0%} (checks.quarantined)"
+                )
+        by_day: Counter[int] = Counter()
+        for row in census:
+            if row["kind"] == "good":
+                by_day[row["day"]] += row["n"]
+        today = self.as_of // DAY
+        weeks = [sum(by_day[today - 7 * week - day] for day in range(1, 8)) for week in range(5)]
+        usual = median(weeks[1:])
+        fewest, most = checks.volume
+        if min(by_day) <= today - 35 and not fewest * usual <= weeks[0] <= most * usual:
+            said.append(
+                f"the 7 days before as_of hold {weeks[0]:,} events, a week of the 4 before {usual:,.0f}; expected "
+                f"{fewest:g} to {most:g} times as many (checks.volume). Check that every export came, and came once"
+            )
+        newest = pc.max(catalogue["updated_at"]).as_py()
+        if newest and (age := (self.instant - newest).total_seconds() / 86_400) > checks.catalogue_days:
+            said.append(
+                f"the newest item of the catalogue was updated {age:.0f} days before as_of; expected at most "
+                f"{checks.catalogue_days:g} (checks.catalogue_days). Check that its export ran"
+            )
+        return said
 
 
-def _shown(value: ibis.Value) -> ibis.Value:
-    """The value as a message shows it."""
-    return ibis.literal("'") + value.cast("string").substr(0, 80).fill_null("") + "'"
+def _bare_items(item_ids: set[str]) -> pa.Table:
+    """Items of which nothing is known but that customers did something with them."""
+    return pa.Table.from_pylist([{ITEM_ID: item_id, "available": True} for item_id in item_ids], ITEMS)
 
 
-def _text(value: ibis.Value) -> ibis.Value:
-    return value.cast("string").strip().nullif("")
+def _all(by_file: dict[str, set[str]]) -> set[str]:
+    return set().union(*by_file.values())
 
 
-def _identity(value: ibis.Value) -> ibis.Value:
-    """An id as text. Whole numbers that pandas made floating, because some were missing, lose their ``.0``."""
-    if not value.type().is_floating():
-        return _text(value)
-    whole = ibis.ifelse(value == value.round(), value.try_cast("int64"), ibis.null("int64"))
-    return ibis.ifelse(value.isnan(), ibis.null("string"), whole.cast("string").fill_null(value.cast("string")))
+def _iso(microseconds: int) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)).isoformat()
 
 
-def _number(value: ibis.Value) -> ibis.Value:
-    number = value if value.type().is_numeric() else _text(value).try_cast("float64")
-    number = number.cast("float64")
-    return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
+def _bounds(day: int, partition_by: str) -> tuple[int, int]:
+    """First day of the part that a day (since 1970) belongs to, and the day after its last."""
+    if partition_by == "day":
+        return day, day + 1
+    first = (_EPOCH + timedelta(days=day)).replace(day=1)
+    after = (first + timedelta(days=31)).replace(day=1)
+    return (first - _EPOCH).days, (after - _EPOCH).days
 
 
-def _time(value: ibis.Value, rules: EventRules) -> tuple[ibis.Value, ibis.Value]:
-    """Return the instant (null where there is none) and whether it came without a zone."""
-    kind = value.type()
-    if kind.is_timestamp() or kind.is_date():
-        return value.cast(_INSTANT), ibis.literal(not (kind.is_timestamp() and kind.timezone))
-    if rules.timestamp_unit:
-        scale = {"s": 1_000_000, "ms": 1_000, "us": 1}[rules.timestamp_unit]
-        number = value.try_cast("float64")
-        in_range = (number * scale).between(0, 4e15)
-        whole = ibis.ifelse(in_range, (number * scale).round(), ibis.null("float64")).cast("int64")
-        return make_timestamptz(whole), ibis.literal(False)
-    text = _text(value)
-    if rules.timestamp_format:
-        form = rules.timestamp_format
-        return try_strptime(text, form).cast(_INSTANT), ibis.literal("%z" not in form)
-    return text.try_cast(_INSTANT), ~text.re_search(_ZONE_AT_END)
+def _batches(parts: list[_Part], done: Container[str], most: int) -> Iterator[list[_Part]]:
+    """Neighbouring parts that are to be written, as many at a time as hold ``most`` rows."""
+    batch: list[_Part] = []
+    for part in parts:
+        if batch and (part.key in done or sum(p.rows for p in batch) + part.rows > most):
+            yield batch
+            batch = []
+        if part.key not in done:
+            batch.append(part)
+    if batch:
+        yield batch
 
 
-def _judge_events(raw: ibis.Table, shop: Shop, rules: EventRules) -> ibis.Table:
-    """Add the typed fields, the word of rows to leave out and, for bad rows, ``field``, ``reason`` and ``record``."""
-    user, item = _identity(raw.user_id), _identity(raw.item_id)
-    instant, naive = _time(raw.timestamp, rules)
-    word = _text(raw.event_type)
-    names = {**{name: name for name in EVENT_TYPES}, **rules.event_types}
-    told = word.cases(*names.items(), else_=ibis.null("string"))
-    kind = ibis.literal(rules.event_type) if rules.event_type else told
-    value, price = _number(raw.value), _number(raw.price)
-    if rules.negative_value == "return":
-        back = (kind == "purchase") & (value < 0).fill_null(False)
-        kind, value = ibis.ifelse(back, "return", kind), value.abs()
-    needs_positive = kind.isin(["purchase", "cart"]) & (value <= 0).fill_null(False)
-    null = ibis.null("string")
-    lowest, highest = rules.rating_range or (-float("inf"), float("inf"))
-    no_rating = ibis.literal(rules.rating_range is not None) & (kind == "rating")
-    no_rating &= value.isnull() | ~value.between(lowest, highest)
-    expected = {"s": "seconds since 1970", "ms": "milliseconds since 1970", "us": "microseconds since 1970"}.get(
-        rules.timestamp_unit or "", "ISO 8601, or set timestamp_format or timestamp_unit"
-    )
-    faults = [
-        ("user_id", user.isnull(), ibis.literal("user_id is missing; expected a non-empty id")),
-        (
-            "user_id",
-            user == ANONYMOUS,
-            ibis.literal(f"user_id {ANONYMOUS!r} is kept for visitors; expected another id"),
-        ),
-        ("item_id", item.isnull(), ibis.literal("item_id is missing; expected a non-empty id")),
-        ("timestamp", raw.timestamp.isnull(), ibis.literal("timestamp is missing; expected an instant")),
-        (
-            "timestamp",
-            instant.isnull(),
-            "timestamp " + _shown(raw.timestamp) + f" is no instant; expected {expected}",
-        ),
-        (
-            "timestamp",
-            instant < _FIRST_INSTANT,
-            "timestamp " + _shown(raw.timestamp) + " lies before 1990; check the unit or the clock it came from",
-        ),
-        (
-            "timestamp",
-            naive & ibis.literal(shop.time_zone is None),
-            "timestamp " + _shown(raw.timestamp) + " has no time zone; set time_zone in the shop file",
-        ),
-        (
-            "event_type",
-            kind.isnull(),
-            "event_type "
-            + _shown(raw.event_type)
-            + f" is not known; expected one of {', '.join(names)}, or map it in event_types",
-        ),
-        ("value", _text(raw.value).notnull() & value.isnull(), "value " + _shown(raw.value) + " is no number"),
-        (
-            "value",
-            needs_positive,
-            "value " + _shown(raw.value) + " of a purchase; expected more than 0 (see negative_value)",
-        ),
-        ("value", no_rating, "value " + _shown(raw.value) + f" is no rating; expected {lowest:g} to {highest:g}"),
-        ("price", _text(raw.price).notnull() & price.isnull(), "price " + _shown(raw.price) + " is no number"),
-        ("price", (price < 0).fill_null(False), "price " + _shown(raw.price) + " is negative; expected 0 or more"),
-    ]
-    return raw.select(
+def _cut(tables: Iterator[pa.Table], parts: list[_Part], like: ibis.Table) -> Iterator[tuple[_Part, pa.Table]]:
+    """Give each part its rows of a stream that is in the order of time."""
+    waiting = iter(parts)
+    part, held = next(waiting), [like.schema().to_pyarrow().empty_table()]
+    for table in tables:
+        held[0] = held[0].cast(table.schema)
+        times = table["time"].to_numpy()
+        start = 0
+        while (end := int(np.searchsorted(times, part.end * DAY))) < len(times):
+            yield part, pa.concat_tables([*held, table.slice(start, end - start)])
+            part, held, start = next(waiting), held[:1], end
+        held.append(table.slice(start))
+    yield part, pa.concat_tables(held)
+    for part in waiting:
+        yield part, held[0]
+
+
+def _refuse(rows: ibis.Table, field: str, reason: ibis.Value) -> ibis.Table:
+    """Good rows as the quarantine has them."""
+    return rows.select(
         "file",
         "row",
-        left_out=ibis.ifelse(word.isin(rules.left_out), word, null) if rules.left_out else null,
-        user_id=user,
-        item_id=item,
-        timestamp=instant,
-        event_type=kind,
-        value=value,
-        price=price,
-        session_id=_identity(raw.session_id),
-        event_id=_identity(raw.event_id),
-        title=_text(raw.title),
-        description=_text(raw.description),
-        brand=_text(raw.brand),
-        category=raw.category.cast("array<string>") if raw.category.type().is_array() else ibis.null("array<string>"),
-        **_verdict(raw, faults, _SHOWN),
+        "time",
+        table=ibis.literal("events"),
+        field=ibis.literal(field),
+        reason=reason,
+        record=record(rows, _SHOWN),
     )
 
 
-def _judge_items(raw: ibis.Table) -> ibis.Table:
-    """Add the typed fields of a catalogue row and, for bad rows, ``field``, ``reason`` and ``record``."""
-    item, price = _identity(raw.item_id), _number(raw.price)
-    word = _text(raw.available).lower()
-    available = word.cases(
-        *((yes, True) for yes in ("true", "1", "t", "y", "yes")),
-        *((no, False) for no in ("false", "0", "f", "n", "no")),
-        else_=ibis.null("boolean"),
-    )
-    updated = raw.updated_at
-    instant = updated.cast(_INSTANT) if updated.type().is_timestamp() else _text(updated).try_cast(_INSTANT)
-    faults = [
-        ("item_id", item.isnull(), ibis.literal("item_id is missing; expected a non-empty id")),
-        ("price", _text(raw.price).notnull() & price.isnull(), "price " + _shown(raw.price) + " is no number"),
-        ("price", (price < 0).fill_null(False), "price " + _shown(raw.price) + " is negative; expected 0 or more"),
-        (
-            "available",
-            word.notnull() & available.isnull(),
-            "available " + _shown(raw.available) + " is neither true nor false",
-        ),
-        ("updated_at", _text(updated).notnull() & instant.isnull(), "updated_at " + _shown(updated) + " is no instant"),
-    ]
-    return raw.select(
-        "file",
-        "row",
-        item_id=item,
-        title=_text(raw.title),
-        description=_text(raw.description),
-        brand=_text(raw.brand),
-        category=raw.category.cast("array<string>") if raw.category.type().is_array() else ibis.null("array<string>"),
-        price=price,
-        available=available.fill_null(True),
-        updated_at=instant,
-        **_verdict(raw, faults, ("item_id", "title", "price", "available", "updated_at")),
-    )
+def _without_duplicates(rows: ibis.Table, with_ids: bool) -> ibis.Table:
+    """One row an event, and how many ``copies`` of it came.
 
-
-def _verdict(raw: ibis.Table, faults: list[tuple[str, Any, Any]], shown: tuple[str, ...]) -> dict[str, ibis.Value]:
-    """The first fault of a row that has one: its field, the reason, and the row as it came."""
-    null = ibis.null("string")
-    reason = ibis.cases(*((fault.fill_null(False), text) for _, fault, text in faults), else_=null)
-    field = ibis.cases(*((fault.fill_null(False), ibis.literal(name)) for name, fault, _ in faults), else_=null)
-    return {"field": field, "reason": reason, "record": ibis.ifelse(reason.notnull(), _record(raw, shown), null)}
-
-
-def _record(row: ibis.Table, shown: tuple[str, ...]) -> ibis.Value:
-    """The row as people read it."""
-    first, *others = [ibis.literal(f"{name}=") + row[name].cast("string").fill_null("") for name in shown]
-    return reduce(lambda text, part: text + ", " + part, others, first)
-
-
-def _items_of_events(good: ibis.Table) -> ibis.Table:
-    """Items of a shop without a catalogue: each with its most frequent words and its median price."""
-
-    def most_frequent(column: str) -> ibis.Table:
-        rows = good.filter(good[column].notnull())
-        counted = rows.group_by("item_id", column).aggregate(n=ibis._.count())
-        window = ibis.window(group_by="item_id", order_by=[ibis.desc("n"), ibis.asc(column)])
-        return counted.mutate(place=ibis.row_number().over(window)).filter(lambda t: t.place == 0).drop("n", "place")
-
-    items = good.group_by("item_id").aggregate(price=good.price.quantile(0.5))
-    for column in ("title", "description", "brand", "category"):
-        found = most_frequent(column)
-        items = items.left_join(found, "item_id").drop("item_id_right")
-    return items
-
-
-def _as_items(items: ibis.Table) -> ibis.Table:
-    """Bring a table to the columns of the catalogue; missing ones are null, and ``available`` is true."""
-    types = {"category": "array<string>", "price": "float64", "available": "boolean", "updated_at": _INSTANT}
-    columns = {
-        name: items[name]
-        if name in items.columns
-        else ibis.literal(True)
-        if name == "available"
-        else ibis.null(types.get(name, "string"))
-        for name in ITEMS.names
-    }
-    named = items.select(**columns)
-    clean = named.category.map(lambda c: c.strip()).filter(lambda c: c.notnull() & (c != ""))
-    return named.mutate(category=clean)
-
-
-def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    return table.select(schema.names).cast(schema)
+    Of an event with an id, what stands last in the files of that day (in UTC) stays: it may correct what came before.
+    Without an id, a row that is the same in every field is the same event.
+    """
+    words = [name for name in _WORDS if name in rows.columns]
+    if not with_ids:
+        first = {name: rows[name].min() for name in words} | {"event_id": ibis.null("string")}
+        return rows.group_by("day", *_KEY).aggregate(copies=rows.count(), **first)
+    nothing = ibis.literal("")
+    same = [ibis.ifelse(rows.event_id.notnull(), nothing, rows[name].cast("string").fill_null("")) for name in _KEY]
+    by = [rows.day, rows.event_id, *same]
+    last = ibis.window(group_by=by, order_by=[rows.file.desc(), rows.row.desc()])
+    numbered = rows.mutate(copy=ibis.row_number().over(last), copies=rows.count().over(ibis.window(group_by=by)))
+    return numbered.filter(numbered.copy == 0)

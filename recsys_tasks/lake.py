@@ -6,12 +6,13 @@ its entry does nothing. ``_MANIFEST.json`` in the folder says what it was made f
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -50,16 +51,35 @@ def sha256(path: Path) -> str:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write Parquet in the one way of the lake: zstd, no dictionary on floats, nothing of this machine in the bytes."""
-    floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        table.replace_schema_metadata(None),
-        path,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=[f.name for f in table.schema if f.name not in floats],
-        use_byte_stream_split=floats,
-    )
+    pq.write_table(table.replace_schema_metadata(None), path, **_parquet(table.schema))
+
+
+def write_batches(batches: Iterable[pa.Table], schema: pa.Schema, path: Path) -> int:
+    """Write the same way what is too large for memory; return the number of rows."""
+    rows = 0
+    with pq.ParquetWriter(path, schema, **_parquet(schema)) as writer:
+        for batch in batches:
+            writer.write_table(batch)
+            rows += batch.num_rows
+    return rows
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """Return what ``write_table`` writes."""
+    target = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(None), target, **_parquet(table.schema))
+    return target.getvalue()
+
+
+def _parquet(schema: pa.Schema) -> dict[str, Any]:
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": [field.name for field in schema if field.name not in floats],
+        "use_byte_stream_split": floats,
+    }
 
 
 class Lake:
@@ -109,7 +129,7 @@ class Lake:
         ``manifest`` is written at the end of the block, so the block may add to it.
         """
         final = self.path(entry)
-        draft = Path(tempfile.mkdtemp(prefix=final.name + "-", dir=self._drafts()))
+        draft = Path(tempfile.mkdtemp(prefix=final.name + "-", dir=self.drafts()))
         draft.chmod(0o755)
         try:
             yield draft
@@ -123,15 +143,17 @@ class Lake:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def add_file(self, draft: Path, name: str) -> None:
-        """Put a file whose name tells its content into the lake, at one instant; one already there stays."""
+    def add_file(self, folder: str, content: bytes) -> tuple[str, str]:
+        """Put a Parquet file named by its content into a folder, at one instant; return its name and SHA-256."""
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"{folder}/{digest[:16]}.parquet"
         target = self.root / name
-        if target.exists():
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(draft, beside)
-        beside.replace(target)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f".{target.name}.{os.getpid()}")
+            beside.write_bytes(content)
+            beside.replace(target)
+        return name, digest
 
     def point(self, folder: str, content: Mapping[str, Any]) -> None:
         """Replace ``<folder>/_CURRENT.json`` at one instant: a reader sees the old content or the new."""
@@ -157,7 +179,7 @@ class Lake:
 
     def drop(self, entry: str) -> None:
         """Remove an entry: first from sight by one rename, then from disk."""
-        grave = Path(tempfile.mkdtemp(prefix="dropped-", dir=self._drafts()))
+        grave = Path(tempfile.mkdtemp(prefix="dropped-", dir=self.drafts()))
         if self.path(entry).exists():
             self.path(entry).rename(grave / "entry")
         shutil.rmtree(grave, ignore_errors=True)
@@ -171,12 +193,13 @@ class Lake:
         unused = [entry for kind in kinds for entry in self.entries(kind) if self.path(entry).stat().st_mtime < before]
         for entry in unused:
             self.drop(entry)
-        for draft in self._drafts().iterdir():
+        for draft in self.drafts().iterdir():
             if draft.stat().st_mtime < before:
                 shutil.rmtree(draft, ignore_errors=True)
         return unused
 
-    def _drafts(self) -> Path:
+    def drafts(self) -> Path:
+        """Return the folder of what is being made; what a killed process left there goes with ``expire``."""
         drafts = self.root / ".drafts"
         drafts.mkdir(parents=True, exist_ok=True)
         return drafts

@@ -157,6 +157,23 @@ class Tiers(_Strict):
         return self
 
 
+class Checks(_Strict):
+    """What is watched at the door. Robots are quarantined; the others are warnings."""
+
+    events_per_user_day: int = Field(5000, ge=1, description="a user with more events on a day (UTC) is a robot")
+    volume: tuple[float, float] = Field(
+        (0.5, 2.0), description="events of the last 7 days, as a part of a week's median in the 4 weeks before"
+    )
+    catalogue_days: float = Field(30, gt=0, description="age of the newest updated_at of the catalogue at as_of")
+    quarantined: float = Field(0.1, ge=0, le=1, description="part of a table's rows in quarantine")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Checks":
+        if not 0 <= self.volume[0] < self.volume[1]:
+            raise ValueError(f"volume must be [fewest, most] with fewest below most, found {list(self.volume)}")
+        return self
+
+
 DEFAULT_WEIGHTS: dict[EventType, float] = {
     "view": 0.1,
     "click": 0.2,
@@ -190,6 +207,11 @@ class Shop(_Strict):
     target: EventType = Field("purchase", description="the event that recommendations are to bring about")
     unknown_items: Literal["quarantine", "keep"] = Field(
         "quarantine", description="events of items that the catalogue lacks: bad rows, or items without a title"
+    )
+    checks: Checks = Checks()
+    engine: Literal["duckdb", "spark"] = Field("duckdb", description="what works on the log")
+    partition_by: Literal["day", "month"] = Field(
+        "day", description="what one file of the log holds; month for a log of few events a day over many years"
     )
     encoder: str | None = Field(None, description="text encoder: a Hugging Face id or folder; default all-MiniLM-L6-v2")
     models: dict[str, dict[str, Any]] = Field(
@@ -272,7 +294,17 @@ def _explain(fault: Any) -> str:
 def _suggestion(location: tuple[int | str, ...]) -> str:
     keys = {
         key
-        for model in (Shop, EventFiles, EventColumns, ItemFiles, ItemColumns, Windows, Tiers, *get_args(SourceConfig))
+        for model in (
+            Shop,
+            EventFiles,
+            EventColumns,
+            ItemFiles,
+            ItemColumns,
+            Windows,
+            Tiers,
+            Checks,
+            *get_args(SourceConfig),
+        )
         for key in model.model_fields
     }
     close = get_close_matches(str(location[-1]), keys | set(EVENT_TYPES), n=1)

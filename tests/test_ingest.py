@@ -40,7 +40,8 @@ def shop(tmp_path, home):
         data = tmp_path / folder
         for name, text in (rows if isinstance(rows, dict) else {"log/a.csv": HEAD + rows}).items():
             (data / name).parent.mkdir(parents=True, exist_ok=True)
-            (data / name).write_text(text)
+            if not (data / name).exists() or (data / name).read_text() != text:
+                (data / name).write_text(text)
         columns = (
             COLUMNS | ({"event_id": event_id} if event_id else {}) | ({"event_type": event_type} if event_type else {})
         )
@@ -229,11 +230,18 @@ def test_rows_of_several_files_are_told_apart(shop):
     assert [(row["file"], row["row"]) for row in found.quarantine] == [("a.csv", 2), ("b.csv", 1)]
 
 
-def test_a_second_event_of_the_same_id_is_a_duplicate_and_the_first_stays(shop):
-    rows = "u1,i1,2020-01-05T10:00:00Z,purchase,1,2,v,e1,x\nu2,i2,2020-01-06T10:00:00Z,purchase,3,4,w,e1,x\n"
-    found = shop(rows + rows.replace("e1", "e2"), event_id="id")
-    assert [(event["user_id"], event["event_id"]) for event in found.events] == [("u1", "e1"), ("u1", "e2")]
-    assert found.counts["duplicates"] == 2
+def test_of_events_with_one_id_the_last_of_the_day_stays_for_it_corrects_the_first(shop):
+    rows = "u1,i1,2020-01-05T10:00:00Z,purchase,1,2,v,e1,x\nu2,i2,2020-01-05T11:00:00Z,purchase,3,4,w,e1,x\n"
+    found = shop({"log/a.csv": HEAD + rows + rows, "log/b.csv": HEAD + rows.replace("e1", "e2")}, event_id="id")
+    assert [(event["user_id"], event["event_id"]) for event in found.events] == [("u2", "e1"), ("u2", "e2")]
+    assert found.counts["duplicates"] == 4
+    corrected = shop({"log/c.csv": HEAD + rows.replace("u2", "u3")}, event_id="id")
+    assert [event["user_id"] for event in corrected.events] == ["u2", "u3"]
+
+
+def test_ids_may_begin_again_every_day(shop):
+    row = "u1,i1,2020-01-05T10:00:00Z,purchase,1,2,v,1,x\n"
+    assert shop(row + row.replace("-05T", "-06T"), event_id="id").counts["kept"] == 2
 
 
 def test_without_an_id_a_row_equal_in_every_field_is_a_duplicate(shop):
@@ -461,7 +469,7 @@ def test_a_file_that_is_lost_between_two_nights_is_an_error(shop, tmp_path):
 def test_a_file_of_two_kinds_of_line_ends_is_refused_by_name(shop, home, tmp_path):
     (tmp_path / "shop" / "log").mkdir(parents=True)
     (tmp_path / "shop" / "log" / "b.csv").write_bytes((HEAD + GOOD + GOOD.replace("\n", "\r\n") + GOOD).encode())
-    with pytest.raises(SourceError, match=r"b\.csv: cannot be read: .*line ends of one kind"):
+    with pytest.raises(SourceError, match=r"b\.csv: cannot be read: "):
         shop({"log/a.csv": HEAD + GOOD})
     assert not list((home / "lake").glob("snapshots/*"))
 
@@ -470,7 +478,7 @@ def test_a_second_ingest_reads_nothing_and_gives_the_same_id(shop, monkeypatch):
     first = shop(GOOD)
     written = {path: path.stat().st_mtime_ns for path in first.lake.root.rglob("*") if path.is_file()}
 
-    def read(*_):
+    def read(*_, **__):
         raise AssertionError("a file was read again")
 
     monkeypatch.setattr(TabularSource, "read_events", read)

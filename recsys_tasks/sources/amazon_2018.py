@@ -29,7 +29,7 @@ class Amazon2018Source(FileSource):
     @property
     def rules(self) -> EventRules:
         """Every row is a rating of 1 to 5, at seconds since 1970."""
-        return EventRules(event_type="rating", rating_range=(1, 5), timestamp_unit="s")
+        return EventRules(event_type="rating", rating_range=(1, 5), timestamp_unit="s", event_ids=False)
 
     def event_files(self) -> list[SourceFile]:
         """Return the files of reviews."""

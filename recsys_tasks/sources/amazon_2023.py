@@ -28,7 +28,7 @@ class Amazon2023Source(FileSource):
     @property
     def rules(self) -> EventRules:
         """Every row is a rating of 1 to 5, at milliseconds since 1970."""
-        return EventRules(event_type="rating", rating_range=(1, 5), timestamp_unit="ms")
+        return EventRules(event_type="rating", rating_range=(1, 5), timestamp_unit="ms", event_ids=False)
 
     def event_files(self) -> list[SourceFile]:
         """Return the files of reviews."""

@@ -53,6 +53,8 @@ class EventRules:
     """What a purchase with a negative value is: a bad row, or a return."""
     rating_range: tuple[float, float] | None = None
     """Lowest and highest rating there is; a rating outside, or none, is a bad row."""
+    event_ids: bool = True
+    """Whether rows carry ids of their own; without one, a row equal in every field is the same event."""
     timestamp_format: str | None = None
     """strptime format, where timestamps are not ISO 8601."""
     timestamp_unit: Literal["s", "ms", "us"] | None = None

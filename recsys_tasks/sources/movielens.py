@@ -44,7 +44,7 @@ class MovieLensSource(FileSource):
     @property
     def rules(self) -> EventRules:
         """Every row is a rating of 0.5 to 5, at seconds since 1970."""
-        return EventRules(event_type="rating", rating_range=(0.5, 5), timestamp_unit="s")
+        return EventRules(event_type="rating", rating_range=(0.5, 5), timestamp_unit="s", event_ids=False)
 
     def event_files(self) -> list[SourceFile]:
         """Return the one file of ratings."""

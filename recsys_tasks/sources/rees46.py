@@ -33,7 +33,7 @@ class Rees46Source(FileSource):
     @property
     def rules(self) -> EventRules:
         """Event types are the contract's words, but for ``remove_from_cart``; times name their zone."""
-        return EventRules(left_out=("remove_from_cart",))
+        return EventRules(left_out=("remove_from_cart",), event_ids=False)
 
     def event_files(self) -> list[SourceFile]:
         """Return the files of events."""

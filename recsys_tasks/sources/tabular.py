@@ -25,6 +25,7 @@ class TabularSource(FileSource):
         return EventRules(
             event_type=None if events.columns.event_type else events.event_type,
             event_types=events.event_types,
+            event_ids=events.columns.event_id is not None,
             negative_value=events.negative_value,
             timestamp_format=events.timestamp_format,
             timestamp_unit=events.timestamp_unit,
