@@ -154,12 +154,14 @@ def test_a_pointing_that_fails_leaves_the_old_pointer(lake):
     assert lake.current("recommendations/home") == {"version": "1"}
 
 
-def test_a_file_named_by_its_content_is_added_once(lake, tmp_path):
-    (tmp_path / "draft").write_text("first")
-    lake.add_file(tmp_path / "draft", "events/date=2020-01-01/abc.parquet")
-    (tmp_path / "draft").write_text("second")
-    lake.add_file(tmp_path / "draft", "events/date=2020-01-01/abc.parquet")
-    assert files(lake) == {"events/date=2020-01-01/abc.parquet": "first"}
+def test_a_file_named_by_its_content_is_added_once(lake):
+    name, digest = lake.add_file("events/date=2020-01-01", b"first")
+    assert name == f"events/date=2020-01-01/{digest[:16]}.parquet"
+    before = (lake.root / name).stat()
+    assert lake.add_file("events/date=2020-01-01", b"first") == (name, digest)
+    other, _ = lake.add_file("events/date=2020-01-01", b"second")
+    assert files(lake) == {name: "first", other: "second"}
+    assert (lake.root / name).stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_a_fingerprint_is_the_same_in_any_order_and_changes_with_any_input():
