@@ -57,7 +57,7 @@ class DuckDB(Engine):
 
     def read(self, files: Sequence[Path]) -> ibis.Table:
         """Return a view of the files."""
-        return self.connection.read_parquet([str(file) for file in files])
+        return self.connection.read_parquet([str(file) for file in files], hive_partitioning=False)
 
     def batches(self, table: ibis.Table) -> Iterator[pa.Table]:
         """Stream the result."""

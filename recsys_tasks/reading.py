@@ -185,10 +185,11 @@ class _Reader:
                 raw = self.source.read_items(self.connection, file)
             case _:
                 raw = self.source.read_users(self.connection, file)
-        self.connection.create_view("raw", raw, overwrite=True)
         known = (table, raw.schema())
         if known not in self.judgements:
+            self.connection.to_pyarrow(raw.limit(0))  # makes the functions known that the reader brings
             self.judgements[known] = str(ibis.to_sql(self._judgement(*known), dialect="duckdb"))
+        self.connection.create_view("raw", raw, overwrite=True)
         name, target = file.name.replace("'", "''"), str(folder / ROWS).replace("'", "''")
         self.connection.raw_sql(
             f"COPY (SELECT '{name}' AS file, * FROM ({self.judgements[known]})) TO '{target}' "
