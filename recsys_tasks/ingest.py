@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 from recsys_tasks.contract import EVENTS, ITEM_ID, ITEMS, QUARANTINE, USER_ID, USERS
 from recsys_tasks.engine import Engine, open_engine
 from recsys_tasks.errors import CheckFailed, ContractError
+from recsys_tasks.history import History, open_history
 from recsys_tasks.lake import Lake, fingerprint, sha256, table_bytes, write_batches, write_table
 from recsys_tasks.night import Night
 from recsys_tasks.reading import BROKEN, DAY, FAULTS, ROWS, Piece, read_files, record
@@ -170,23 +171,30 @@ class _Ingestion:
         self.with_ids = open_source(shop).rules.event_ids
         self.counts: dict[str, Any] = {}
         self.temporary, self.tables = work / "tables", 0
+        self.strangers: Path | None = None
+        self.listed = self.strange_rows = 0
         self.draft = work / "snapshot"
         self.draft.mkdir()
 
     def run(self) -> str:
         """Write the snapshot and return its id."""
         census = self._census()
-        catalogue = self._catalogue() if self.of["items"] else None
-        strangers = self._strangers(catalogue) if catalogue is not None else {}
-        refused = strangers if self.shop.unknown_items == "quarantine" else {}
-        parts = self._parts(census, refused)
-        self.made = self._write_days(parts, _all(refused))
+        self.made = self._write_days(self._parts(census))
         days = list(self.made.values())
+        if not days:
+            self._count_events(census, days)  # tells what is wrong
+        history = open_history(self.lake, days)
+        if self.of["items"]:
+            catalogue = self._catalogue()
+            strangers = history.items.filter(pc.invert(pc.is_in(history.items, catalogue[ITEM_ID].combine_chunks())))
+        else:
+            catalogue, strangers = self._items_of_events(days), []
+        if self.shop.unknown_items == "keep":
+            bare = [{ITEM_ID: item, "available": True} for item in strangers.to_pylist()]
+            catalogue = pa.concat_tables([catalogue, pa.Table.from_pylist(bare, ITEMS)])
+        elif len(strangers):
+            self._refuse_strangers(history, strangers)
         self._count_events(census, days)
-        if catalogue is None:
-            catalogue = self._items_of_events(days)
-        elif self.shop.unknown_items == "keep":
-            catalogue = pa.concat_tables([catalogue, _bare_items(_all(strangers))])
         write_table(catalogue.sort_by(ITEM_ID), self.draft / "items.parquet")
         if self.of["users"]:
             write_table(self._users(), self.draft / "users.parquet")
@@ -224,15 +232,41 @@ class _Ingestion:
         by = {"file": rows.file, "day": rows.day, "kind": kind, "word": rows.left_out}
         return self.engine.table(rows.group_by(**by).aggregate(n=rows.count())).to_pylist()
 
-    def _strangers(self, catalogue: pa.Table) -> dict[str, set[str]]:
-        """The items that the catalogue lacks, by the file of the log that names them."""
-        known = self._temporary(pa.table({"known_id": catalogue[ITEM_ID]}))
-        seen = self._good(self._rows("events")).select("file", "item_id").distinct()
-        lacking = seen.anti_join(known, seen.item_id == known.known_id)
-        found: dict[str, set[str]] = {}
-        for row in self.engine.table(lacking).to_pylist():
-            found.setdefault(row["file"], set()).add(row["item_id"])
-        return found
+    def _refuse_strangers(self, history: History, strangers: pa.Array) -> None:
+        """List the events of items that the catalogue does not know; the log keeps them, no model sees them."""
+        strange = np.zeros(len(history.items), bool)
+        strange[pc.index_in(strangers, history.items).to_numpy()] = True
+        self.strange_rows = int(np.bincount(history.array("item"), minlength=len(strange))[strange].sum())
+        listed = self._temporary(pa.table({"strange_id": strangers}))
+        rows = self._good(self._rows("events"))
+        rows = rows.semi_join(listed, rows.item_id == listed.strange_id)
+        robots = [(user, on) for day in self.made.values() for user, on in day["robots"]]
+        if robots:
+            users, on = zip(*robots, strict=True)
+            refused = self._temporary(pa.table({"robot": pa.array(users), "on": pa.array(on, pa.int32())}))
+            rows = rows.anti_join(refused, [rows.user_id == refused.robot, rows.day == refused.on])
+        said = "item_id '" + rows.item_id.substr(0, 80) + "' is not in the catalogue; expected a known item"
+        found = _refuse(rows, "item_id", said)
+        unnumbered = self._unnumbered(
+            row["file"] for row in self.engine.table(found.select("file").distinct()).to_pylist()
+        )
+        if unnumbered:
+            self._number(unnumbered)
+            self._refuse_strangers(history, strangers)
+            return
+        self.strangers = self.temporary / "strangers.parquet"
+        self.listed = write_batches(
+            (t.select(FAULTS.names).cast(FAULTS) for t in self.engine.batches(found)), FAULTS, self.strangers
+        )
+
+    def _unnumbered(self, files: Iterable[str]) -> list[str]:
+        wanted = set(files)
+        return [piece.file for piece in self.of["events"] if piece.file in wanted and not piece.numbered]
+
+    def _number(self, files: list[str]) -> None:
+        """Read files again whose rows nobody had numbered, for a person wants to know which ones are bad."""
+        numbered = {piece.file: piece for piece in _read(self.shop, self.lake, self.engine, only=files)}
+        self.of["events"] = [numbered.get(piece.file, piece) for piece in self.of["events"]]
 
     def _good(self, rows: ibis.Table) -> ibis.Table:
         return rows.filter(rows.reason.isnull(), rows.left_out.isnull(), rows.time < self.as_of)
@@ -243,7 +277,7 @@ class _Ingestion:
         write_table(table, path)
         return self.engine.read([path])
 
-    def _parts(self, census: list[dict[str, Any]], refused: dict[str, set[str]]) -> list[_Part]:
+    def _parts(self, census: list[dict[str, Any]]) -> list[_Part]:
         """What the files of the log are to hold, and a key that tells what went into each."""
         entries = {piece.file: piece.entry for piece in self.of["events"]}
         by_part: dict[tuple[int, int], dict[str, Any]] = {}
@@ -262,14 +296,13 @@ class _Ingestion:
                 "start": start,
                 "end": end,
                 "cut": self.as_of if start * DAY < self.as_of < end * DAY else None,
-                "refused": sorted(_all({file: refused.get(file, set()) for file in files})),
                 "robot": self.shop.checks.events_per_user_day,
             }
             days = found["days"]
             parts.append(_Part(start, end, sum(days.values()), max(days.values()), files, fingerprint(made_of)))
         return parts
 
-    def _write_days(self, parts: list[_Part], refused: set[str]) -> dict[str, dict[str, Any]]:
+    def _write_days(self, parts: list[_Part]) -> dict[str, dict[str, Any]]:
         """Write the parts of the log that are new or touched by something new; return all, by key, in order of time."""
         done = self._known_days()
         todo = [part for part in parts if part.key not in done]
@@ -277,7 +310,7 @@ class _Ingestion:
         most = max(1, int(_ROWS_AT_ONCE * Settings().memory_gb))
         said, rows, total = time.monotonic(), 0, sum(part.rows for part in todo)
         for batch in _batches(parts, done, most):
-            done |= self._write_batch(batch, refused)
+            done |= self._write_batch(batch)
             rows += sum(part.rows for part in batch)
             if time.monotonic() - said > 10:
                 said = time.monotonic()
@@ -290,29 +323,22 @@ class _Ingestion:
         found = {key: day for entry in nights[-3:] for key, day in self.lake.manifest(entry)["days"].items()}
         return {key: day for key, day in found.items() if (self.lake.root / day["file"]).is_file()}
 
-    def _write_batch(self, parts: list[_Part], refused: set[str]) -> dict[str, dict[str, Any]]:
+    def _write_batch(self, parts: list[_Part]) -> dict[str, dict[str, Any]]:
         files = sorted({file for part in parts for file in part.files})
         rows = self._rows("events", files)
         good = self._good(rows).filter(rows.day >= parts[0].start, rows.day < parts[-1].end)
-        bad: list[ibis.Table] = []
-        if refused:
-            listed = self._temporary(pa.table({"refused_id": sorted(refused)}))
-            unknown = good.semi_join(listed, good.item_id == listed.refused_id)
-            bad.append(
-                _refuse(
-                    unknown,
-                    "item_id",
-                    "item_id '" + unknown.item_id.substr(0, 80) + "' is not in the catalogue; expected a known item",
-                )
-            )
-            good = good.anti_join(listed, good.item_id == listed.refused_id)
+        bad, robots = None, []
         most = self.shop.checks.events_per_user_day
         if max(part.busiest for part in parts) > most:
             rates = good.group_by(robot="user_id", on="day").aggregate(n=good.count())
             found = self.engine.table(rates.filter(rates.n > most))
+            if found.num_rows and (unnumbered := self._unnumbered(files)):
+                self._number(unnumbered)
+                return self._write_batch(parts)
             if found.num_rows:
-                robots = self._temporary(found)
-                theirs = good.inner_join(robots, [good.user_id == robots.robot, good.day == robots.on])
+                robots = [(row["robot"], row["on"]) for row in found.to_pylist()]
+                listed = self._temporary(found)
+                theirs = good.inner_join(listed, [good.user_id == listed.robot, good.day == listed.on])
                 said = (
                     "user_id '"
                     + theirs.user_id.substr(0, 80)
@@ -320,13 +346,9 @@ class _Ingestion:
                     + theirs.n.cast("string")
                     + f" events on this day (UTC); expected at most {most} (checks.events_per_user_day)"
                 )
-                bad.append(_refuse(theirs, "user_id", said))
-                good = good.anti_join(robots, [good.user_id == robots.robot, good.day == robots.on])
-        if bad and (unnumbered := [p.file for p in self.of["events"] if p.file in files and not p.numbered]):
-            numbered = {piece.file: piece for piece in _read(self.shop, self.lake, self.engine, only=unnumbered)}
-            self.of["events"] = [numbered.get(piece.file, piece) for piece in self.of["events"]]
-            return self._write_batch(parts, refused)
-        days = {part.key: {"date": part.date} for part in parts}
+                bad = _refuse(theirs, "user_id", said)
+                good = good.anti_join(listed, [good.user_id == listed.robot, good.day == listed.on])
+        days: dict[str, dict[str, Any]] = {part.key: {"date": part.date} for part in parts}
         kept = _without_duplicates(good, self.with_ids)
         with_words = "title" in rows.columns
         if with_words:
@@ -346,8 +368,10 @@ class _Ingestion:
             facts = facts.order_by([ibis.asc(name, nulls_first=True) for name in ("time", "item_id", "price", *_WORDS)])
             for part, table in _cut(self.engine.batches(facts), parts, facts):
                 days[part.key]["items"], _ = self.lake.add_file(f"items/date={part.date}", table_bytes(table))
-        if bad:
-            self._write_refused(ibis.union(*bad) if len(bad) > 1 else bad[0], parts, days)
+        if bad is not None:
+            self._write_refused(bad, parts, days)
+        for part in parts:
+            days[part.key]["robots"] = [(user, day) for user, day in robots if part.start <= day < part.end]
         return days
 
     def _write_day(self, part: _Part, table: pa.Table, day: dict[str, Any]) -> None:
@@ -366,7 +390,7 @@ class _Ingestion:
         }
 
     def _write_refused(self, bad: ibis.Table, parts: list[_Part], days: dict[str, dict[str, Any]]) -> None:
-        """Rows that only the whole log, or the catalogue, shows to be bad."""
+        """Rows that only the whole log shows to be bad."""
         bad = bad.order_by(["time", "file", "row", "field"])
         for part, table in _cut(self.engine.batches(bad), parts, bad):
             if table.num_rows:
@@ -387,7 +411,9 @@ class _Ingestion:
         bad = sum(reasons.values())
         for day in days:
             reasons.update(day["refused"])
+        reasons.update({"item_id": self.listed} if self.listed else {})
         kept, duplicates = (sum(day[name] for day in days) for name in ("rows", "duplicates"))
+        kept, duplicates = kept - self.strange_rows, duplicates - (self.listed - self.strange_rows)
         quarantined = sum(reasons.values())
         if by_kind["good"] + bad != kept + quarantined + duplicates:
             raise CheckFailed(
@@ -493,6 +519,7 @@ class _Ingestion:
         """All bad rows, in the order of their files; out of core, for it may be most of an export."""
         faults = [found for table in self.of if (found := self._faults(table)) is not None]
         refused = [self.lake.root / day["quarantine"] for day in days if "quarantine" in day]
+        refused += [self.strangers] if self.strangers else []
         faults += [self.engine.read(refused)] if refused else []
         path = self.draft / "quarantine.parquet"
         if not faults:
@@ -522,7 +549,9 @@ class _Ingestion:
                 f"Faults by field: {count['reasons']}; correct the mapping in the shop file"
             )
         if count["quarantined"]:
-            return f"{where}, though {count['read']:,} were read. Faults by field: {count['reasons']}"
+            return (
+                f"{where}, though {count['read']:,} were read. Faults by field: {count['reasons']}; see the catalogue"
+            )
         if count["later"]:
             rows = self._rows("events")
             (first,) = self.engine.table(rows.aggregate(time=rows.time.min())).to_pylist()
@@ -560,15 +589,6 @@ class _Ingestion:
                 f"{checks.catalogue_days:g} (checks.catalogue_days). Check that its export ran"
             )
         return said
-
-
-def _bare_items(item_ids: set[str]) -> pa.Table:
-    """Items of which nothing is known but that customers did something with them."""
-    return pa.Table.from_pylist([{ITEM_ID: item_id, "available": True} for item_id in item_ids], ITEMS)
-
-
-def _all(by_file: dict[str, set[str]]) -> set[str]:
-    return set().union(*by_file.values())
 
 
 def _iso(microseconds: int) -> str:

@@ -4,7 +4,6 @@ Outside ids (``user_id``, ``item_id``) become row and column numbers (``user_idx
 users and items stand in the order of their ids, so a number means the same in every task of the night.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -16,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from recsys_tasks.contract import EVENT_TYPE, EVENT_TYPES, ITEM_ID, TIMESTAMP, USER_ID
+from recsys_tasks.contract import EVENT_TYPES, ITEM_ID
+from recsys_tasks.history import by_group, open_history
 from recsys_tasks.lake import Lake
 from recsys_tasks.shop import Shop
 
@@ -154,14 +154,17 @@ class Interactions:
 
     @cached_property
     def _by_user(self) -> tuple[np.ndarray, np.ndarray]:
-        counts = np.bincount(self.user_idx, minlength=self.n_users)
-        return np.argsort(self.user_idx, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
+        return by_group(self.user_idx, self.n_users)
 
     @cached_property
     def active_days(self) -> np.ndarray:
         """(n_users,) int64, number of different days (in UTC) with an event."""
-        days = np.unique(self.user_idx.astype(np.int64) * 200_000 + self.time // DAY)
-        return np.bincount(days // 200_000, minlength=self.n_users)
+        order, start = self._by_user
+        days = (self.time // DAY)[order]
+        begins = np.diff(days, prepend=-1) != 0  # a user's events stand in the order of time
+        begins[start[:-1][start[:-1] < len(days)]] = True
+        counted = np.concatenate([[0], np.cumsum(begins)])
+        return counted[start[1:]] - counted[start[:-1]]
 
 
 class Snapshot:
@@ -171,11 +174,6 @@ class Snapshot:
         self.lake = lake
         self.id = snapshot
         self.manifest: dict[str, Any] = lake.manifest(snapshot)
-
-    def events(self, columns: Sequence[str]) -> pa.Table:
-        """Return all events before ``as_of``, in the order of time."""
-        files = [str(self.lake.root / day["file"]) for day in self.manifest["days"]]
-        return pa.concat_tables([pq.ParquetFile(file).read(columns=list(columns)) for file in files])
 
     def catalog(self) -> Catalog:
         """Return the catalogue as of the night."""
@@ -202,26 +200,24 @@ class Snapshot:
         )
 
     def interactions(self, shop: Shop) -> Interactions:
-        """Return every event that says something about taste (weight above 0) before ``as_of``."""
+        """Return the events before ``as_of`` of items of the catalogue that say something of a taste (weight > 0)."""
         weights = np.array([shop.weight(name) for name in EVENT_TYPES], np.float32)
-        table = self.events([USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, "value"])
-        items = (
-            pq.ParquetFile(self.lake.path(self.id) / "items.parquet").read(columns=[ITEM_ID])[ITEM_ID].combine_chunks()
-        )
-        users = pc.unique(table[USER_ID])
-        users = users.take(pc.sort_indices(users))
-        kind = pc.index_in(table[EVENT_TYPE], pa.array(EVENT_TYPES)).to_numpy()
-        keep = weights[kind] > 0
-        rating = table["value"].to_numpy(zero_copy_only=False).astype(np.float32)
-        rating[kind != EVENT_TYPES.index("rating")] = np.nan
+        found = open_history(self.lake, self.manifest["days"])
+        kind = found.array("type")
+        catalogue = pq.read_table(self.lake.path(self.id) / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
+        place = pc.index_in(found.items, catalogue.combine_chunks()).fill_null(-1).to_numpy()
+        item = place[found.array("item")]
+        keep: Any = (weights[kind] > 0) & (item >= 0)
+        keep = slice(None) if keep.all() else keep
+        rating = np.where(kind[keep] == EVENT_TYPES.index("rating"), found.array("value")[keep], np.float32(np.nan))
         return Interactions(
-            user_ids=users.to_numpy(zero_copy_only=False),
-            n_items=len(items),
-            user_idx=pc.index_in(table[USER_ID], users).to_numpy()[keep],
-            item_idx=pc.index_in(table[ITEM_ID], items).to_numpy()[keep],
-            time=pc.cast(table[TIMESTAMP], pa.int64()).to_numpy()[keep],
+            user_ids=found.users.to_numpy(zero_copy_only=False),
+            n_items=len(catalogue),
+            user_idx=found.array("user")[keep],
+            item_idx=item[keep],
+            time=found.array("time")[keep],
             weight=weights[kind][keep],
-            rating=rating[keep],
+            rating=rating,
             is_target=(kind == EVENT_TYPES.index(shop.target))[keep],
             as_of=microseconds(datetime.fromisoformat(self.manifest["as_of"])),
         )
