@@ -28,7 +28,7 @@ EVENTS: Final = pa.schema(
         pa.field(ITEM_ID, pa.string(), nullable=False),
         pa.field(TIMESTAMP, _TIME, nullable=False),
         pa.field(EVENT_TYPE, pa.string(), nullable=False),
-        pa.field("value", pa.float64()),  # rating, quantity
+        pa.field("value", pa.float64()),  # rating, quantity, discount of a coupon
         pa.field("price", pa.float64()),
         pa.field("session_id", pa.string()),
         pa.field("event_id", pa.string()),

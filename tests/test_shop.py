@@ -201,6 +201,18 @@ def test_items_of_their_own_files_need_the_column_of_their_id(refusal):
     assert "source.items: items with a path need columns.item_id, the column that holds the item's id" in message
 
 
+@pytest.mark.parametrize("names", [["user_id"], ["Row"], ["country", "Country"]])
+def test_attributes_of_customers_have_names_of_their_own(refusal, names):
+    users = {"path": "customers.csv", "columns": {"user_id": "id"}, "attributes": names}
+    message = refusal(described(**{"source.users": users}))
+    assert f"source.users: attributes: {names[-1]!r} is taken; expected every name once" in message
+
+
+def test_customers_without_an_attribute_are_refused(refusal):
+    users = {"path": "customers.csv", "columns": {"user_id": "id"}, "attributes": []}
+    assert "source.users.attributes: " in refusal(described(**{"source.users": users}))
+
+
 def test_the_weight_of_an_event_type_is_the_shops_own_or_the_default(tmp_path):
     (tmp_path / "corner.yaml").write_text(GOOD + "event_weights: {view: 0.3}\n")
     shop = load_shop("corner", tmp_path)

@@ -10,7 +10,8 @@ release           files                            fields         ratings
 
 Movies of 1M and 100K are in Latin-1, those of the others in UTF-8; a file that is no UTF-8 is taken for Latin-1.
 Genres have no order of broad to narrow; they stay in the order of the file. ``(no genres listed)`` and the genre
-``unknown`` are none, and so is the title ``unknown`` of 100K. Other files of a release are not read.
+``unknown`` are none, and so is the title ``unknown`` of 100K. 1M and 100K also tell of users (``users.dat``,
+``u.user``); their codes of age and occupation stay as they are. Other files of a release are not read.
 """
 
 import codecs
@@ -27,6 +28,11 @@ from recsys_tasks.sources.files import FileSource, read_separated, read_table
 LAYOUTS = (("ratings.csv", "movies.csv"), ("ratings.dat", "movies.dat"), ("u.data", "u.item"))
 RATINGS = ("userId", "movieId", "rating", "timestamp")
 MOVIES = ("movieId", "title", "genres")
+USERS = {
+    "users.dat": ("::", ("userId", "gender", "age", "occupation", "zip_code")),
+    "u.user": ("|", ("userId", "age", "gender", "occupation", "zip_code")),
+}
+"""File of users -> separator and fields, the first of them the id."""
 GENRES = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
     *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
@@ -53,6 +59,10 @@ class MovieLensSource(FileSource):
     def item_files(self) -> list[SourceFile]:
         """Return the one file of movies."""
         return [self._files()[1]]
+
+    def user_files(self) -> list[SourceFile]:
+        """Return the one file of users, where the release has it."""
+        return [SourceFile(name, self.folder / name) for name in USERS if (self.folder / name).is_file()]
 
     def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the ratings."""
@@ -84,6 +94,12 @@ class MovieLensSource(FileSource):
         }
         null = ibis.null("string")
         return t.select("row", **{name: fields.get(name, null) for name in ITEM_FIELDS})
+
+    def read_users(self, connection: Any, file: SourceFile) -> ibis.Table:
+        """Return the users."""
+        separator, columns = USERS[file.name]
+        t = read_separated(connection, file, columns, separator, _encoding(file))
+        return t.select("row", *columns[1:], user_id=t.userId)
 
     def _files(self) -> tuple[SourceFile, SourceFile]:
         """The ratings and the movies.

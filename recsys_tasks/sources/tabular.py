@@ -39,6 +39,11 @@ class TabularSource(FileSource):
         path = self.config.items.path
         return list_files(path, self.folder, "source.items.path") if path else []
 
+    def user_files(self) -> list[SourceFile]:
+        """Return the files of ``source.users.path``; none where the shop file has no users."""
+        users = self.config.users
+        return list_files(users.path, self.folder, "source.users.path") if users else []
+
     def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the mapped fields of one event file."""
         columns: dict[str, Any] = self.config.events.columns.model_dump()
@@ -49,6 +54,15 @@ class TabularSource(FileSource):
     def read_items(self, connection: Any, file: SourceFile) -> ibis.Table:
         """Return the mapped fields of one catalogue file."""
         return self._read(connection, file, ITEM_FIELDS, self.config.items.columns.model_dump())
+
+    def read_users(self, connection: Any, file: SourceFile) -> ibis.Table:
+        """Return the id and the attributes of one file of customers."""
+        users = self.config.users
+        if users is None:
+            return super().read_users(connection, file)
+        raw = read_table(connection, file, [users.columns.user_id, *users.attributes])
+        attributes = {name: raw[name].cast("string") for name in users.attributes}
+        return raw.select("row", user_id=raw[users.columns.user_id], **attributes)
 
     def _read(
         self, connection: Any, file: SourceFile, fields: tuple[str, ...], columns: Mapping[str, Any]

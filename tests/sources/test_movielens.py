@@ -2,10 +2,13 @@
 
 from datetime import UTC, datetime
 
+import ibis
 import pytest
 import yaml
 
 from recsys_tasks.errors import SourceError
+from recsys_tasks.shop import MovieLens
+from recsys_tasks.sources.movielens import MovieLensSource
 from tests.conftest import ROOT
 from tests.ingested import ingested
 
@@ -113,6 +116,25 @@ def test_a_broken_line_of_the_csv_is_quarantined_at_its_row(shop):
     ratings = b"userId,movieId,rating,timestamp\n1,1,5.0,978300760\n1,1\n1,73,9,978302109\n"
     found = shop(RELEASES["ml-32m"] | {"ratings.csv": ratings})
     assert [(row["row"], row["field"]) for row in found.quarantine] == [(2, "line"), (3, "value")]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "age", "occupation"),
+    [("users.dat", "1::F::1::10::48067\n", "1", "10"), ("u.user", "1|24|F|technician|48067\n", "24", "technician")],
+)
+def test_a_release_that_tells_of_users_gives_their_attributes(tmp_path, name, line, age, occupation):
+    (tmp_path / name).write_text(line + "broken\n")
+    source = MovieLensSource(MovieLens(format="movielens", path="."), tmp_path)
+    (file,) = source.user_files()
+    connection = ibis.duckdb.connect()
+    (user,) = source.read_users(connection, file).to_pyarrow().to_pylist()
+    attributes = {"gender": "F", "age": age, "occupation": occupation, "zip_code": "48067"}
+    assert user == {"row": 1, "user_id": "1"} | attributes
+    assert [reject.line for reject in source.rejects(connection, file)] == [2]
+
+
+def test_a_release_without_users_has_no_files_of_them(tmp_path):
+    assert MovieLensSource(MovieLens(format="movielens", path="."), tmp_path).user_files() == []
 
 
 def test_a_folder_without_a_release_is_refused_with_what_to_do(shop):

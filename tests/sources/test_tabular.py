@@ -42,10 +42,10 @@ def as_json_lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def source(folder, path="data", items=None, **columns):
+def source(folder, path="data", items=None, users=None, **columns):
     columns = {name: column for name, column in (COLUMNS | columns).items() if column}
     return TabularSource(
-        Tabular(format="tabular", events={"path": path, "columns": columns}, items=items or {}), folder
+        Tabular(format="tabular", events={"path": path, "columns": columns}, items=items or {}, users=users), folder
     )
 
 
@@ -330,3 +330,46 @@ def test_categories_come_from_several_columns_or_from_one_that_is_split(tmp_path
         reader = source(tmp_path, items=items)
         table = connection.to_pyarrow(reader.read_items(connection, reader.item_files()[0]))
         assert table["category"].to_pylist() == [found]
+
+
+CUSTOMERS = [{"id": "u1", "country": "FR", "age": 44}, {"id": "u2", "country": None, "age": None}]
+USERS = {"path": "data", "columns": {"user_id": "id"}, "attributes": ["country", "age"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "a.csv",
+            as_csv([{k: v or "" for k, v in row.items()} for row in CUSTOMERS], columns=("id", "country", "age")),
+        ),
+        ("a.jsonl", as_json_lines(CUSTOMERS)),
+        ("a.parquet", as_parquet(CUSTOMERS)),
+    ],
+    ids=["csv", "json", "parquet"],
+)
+def test_customers_have_an_id_and_their_attributes_as_strings(tmp_path, name, content):
+    reader = source(write(tmp_path, **{name: content}), users=USERS)
+    connection = ibis.duckdb.connect()
+    table = reader.read_users(connection, reader.user_files()[0]).order_by("row").to_pyarrow()
+    rows = [tuple(v if v != "" else None for v in row.values()) for row in table.to_pylist()]
+    assert table.column_names == ["row", "user_id", "country", "age"]
+    assert rows == [(1, "u1", "FR", "44"), (2, "u2", None, None)]
+
+
+def test_a_shop_file_without_users_has_no_files_of_them(tmp_path):
+    reader = source(tmp_path)
+    assert reader.user_files() == []
+    with pytest.raises(SourceError, match="this source has no files of customers"):
+        reader.read_users(ibis.duckdb.connect(), SourceFile("a.csv", tmp_path / "a.csv"))
+
+
+def test_an_attribute_that_no_column_holds_is_named(tmp_path):
+    reader = source(write(tmp_path, a__jsonl=as_json_lines(CUSTOMERS)), users=USERS | {"attributes": ["contry"]})
+    with pytest.raises(SourceError, match=r"column 'contry' is missing \(did you mean 'country'\?\)"):
+        reader.read_users(ibis.duckdb.connect(), reader.user_files()[0])
+
+
+def test_customers_without_a_file_name_their_own_field(tmp_path):
+    with pytest.raises(SourceError, match=r"customers\.csv: no file there \(source\.users\.path\)"):
+        source(tmp_path, users=USERS | {"path": "customers.csv"}).user_files()
