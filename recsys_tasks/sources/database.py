@@ -30,7 +30,7 @@ from recsys_tasks.sources.files import CORRECT_THE_MAPPING, require
 
 log = logging.getLogger(__name__)
 
-BATCH = 20_000
+BATCH = 5_000
 """Rows held at once."""
 SECONDS_BETWEEN_LINES = 10
 """How often a long read says how far it is."""
@@ -191,12 +191,12 @@ class Database:
         start = told = time.monotonic()
         count = 0
         with self.connected(field) as connection:
-            answer = connection.execution_options(stream_results=True, yield_per=BATCH).execute(statement)
+            answer = connection.execution_options(stream_results=True).execute(statement)
             found = list(answer.keys())
             self.require(columns, found, field)
             places = [found.index(column) for column in columns]
             with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1) as writer:
-                for rows in answer.partitions():
+                for rows in answer.partitions(BATCH):
                     values = list(zip(*rows, strict=True))
                     texts = [self._texts(values[n], column, field) for n, column in zip(places, columns, strict=True)]
                     writer.write_batch(pa.record_batch(texts, schema))
@@ -230,7 +230,7 @@ class Database:
 
     def _unconnected(self, error: sa.exc.SQLAlchemyError) -> NightcartError:
         line = self._line(error)
-        if REFUSED.search(line):
+        if isinstance(error, sa.exc.ProgrammingError) or REFUSED.search(line):  # the former: no such parameter
             return SourceError(
                 f"{self.name}: the database lets nobody in: {line}. Correct user, password and database under "
                 "source.url of the shop file, or of the Airflow connection"
@@ -313,6 +313,8 @@ def _url_of(config: Sql, shop_file: Path) -> sa.URL:
             ) from None
     try:
         url = sa.make_url(_filled(config.url.get_secret_value() if config.url else "", shop_file))
+        if "@" in (url.host or ""):
+            raise ValueError("a password with an @ that is not quoted ends too soon")
     except (sa.exc.ArgumentError, ValueError):
         raise ShopFileError(
             f"{shop_file}: source.url: SQLAlchemy cannot read it; expected dialect+driver://user:password@host:port/"
