@@ -221,15 +221,15 @@ class Sql(_Strict):
 
     @field_validator("url")
     @classmethod
-    def _looks_like_a_url(cls, url: SecretStr) -> SecretStr:
-        if not re.match(r"[A-Za-z][\w+.-]*://|\$\{\w+\}", url.get_secret_value()):
+    def _looks_like_a_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url and not re.match(r"[A-Za-z][\w+.-]*://|\$\{\w+\}", url.get_secret_value()):
             raise ValueError("expected a URL such as postgresql://user:${SHOP_PASSWORD}@host/database")
         return url
 
     @field_validator("connection")
     @classmethod
-    def _looks_like_an_id(cls, connection: str) -> str:
-        if not re.fullmatch(r"[\w.-]+", connection):
+    def _looks_like_an_id(cls, connection: str | None) -> str | None:
+        if connection and not re.fullmatch(r"[\w.-]+", connection):
             raise ValueError("expected the id of an Airflow connection, such as shop_db; a URL belongs under url")
         return connection
 
@@ -239,7 +239,7 @@ class Sql(_Strict):
 
     @model_validator(mode="after")
     def _url_or_connection(self) -> Self:
-        if (self.url is None) == (self.connection is None):
+        if bool(self.url) == bool(self.connection):
             raise ValueError("expected either url or connection: a SQLAlchemy URL, or the id of an Airflow connection")
         return self
 

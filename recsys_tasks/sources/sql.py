@@ -133,6 +133,7 @@ class SqlSource(MappedSource):
             return same
         instant, unit = self._instant, self.config.events.timestamp_unit
         low: Any
+        high: Any
         try:
             if unit:
                 low, high = (int(key) - 1) * A_DAY[unit], (int(key) + 2) * A_DAY[unit]
