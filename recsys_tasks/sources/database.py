@@ -38,7 +38,6 @@ SECONDS_BETWEEN_LINES = 10
 AIRFLOW_TYPES = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
-    "redshift": "postgresql+psycopg",
     "mssql": "mssql+pymssql",
     "oracle": "oracle+oracledb",
 }
@@ -46,10 +45,11 @@ AIRFLOW_TYPES = {
 OF_AIRFLOW_ALONE = {"cursor", "sqlalchemy_scheme", "sqlalchemy_query"}
 """Extras of an Airflow connection that are no parameters of the driver."""
 
-FIRST_STATEMENTS = {
-    "postgresql": ("SET TRANSACTION READ ONLY", "SET LOCAL TIME ZONE 'UTC'", "SET LOCAL datestyle = 'ISO, YMD'"),
-    "mysql": ("SET SESSION TRANSACTION READ ONLY",),
-    "mariadb": ("SET SESSION TRANSACTION READ ONLY",),
+FIRST_STATEMENT = {
+    "postgresql": "SET TRANSACTION READ ONLY; SET LOCAL TIME ZONE 'UTC'; SET LOCAL datestyle = 'ISO, YMD'; "
+    "SET LOCAL cursor_tuple_fraction = 1",  # plan for all rows, not for the first tenth
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
 }
 """What begins every transaction. SQLite's file is opened for reading instead."""
 
@@ -220,7 +220,7 @@ class Database:
         return pa.array([None if value is None else AS_TEXT[type(value)](value) for value in values], pa.string())
 
     def _prepare(self, connection: sa.Connection) -> None:
-        for statement in FIRST_STATEMENTS.get(self.engine.dialect.name, ()):
+        if statement := FIRST_STATEMENT.get(self.engine.dialect.name):
             connection.exec_driver_sql(statement)
         if self.engine.driver == "psycopg":
             from psycopg.types.string import TextLoader

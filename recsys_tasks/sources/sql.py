@@ -6,6 +6,7 @@ last changed, and a day is fetched when somebody wants to read it. Rows without 
 """
 
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -42,6 +43,7 @@ class SqlSource(MappedSource):
         self.config: Sql = config
         self.database = Database(config, shop.file)
         self._folder = tempfile.TemporaryDirectory(prefix="nightcart-")
+        weakref.finalize(self, self._folder.cleanup)
         self._days: dict[str, sa.Select[Any]] = {}
 
     def event_files(self) -> list[SourceFile]:
