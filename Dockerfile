@@ -13,12 +13,12 @@ RUN apt-get update \
 WORKDIR /opt/nightcart
 
 # The libraries first: they stay cached until one of these two files changes. psycopg2 and asyncpg are Airflow's two
-# ways to Postgres. pip compiles bytecode as it installs.
+# ways to Postgres, psycopg is ours to a shop's. pip compiles bytecode as it installs.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > /tmp/requirements.txt \
     && pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c constraints.txt -r /tmp/requirements.txt \
-        psycopg2-binary==2.9.13 asyncpg==0.32.0 \
+        psycopg2-binary==2.9.13 asyncpg==0.32.0 'psycopg[binary]' \
     && rm /tmp/requirements.txt
 
 COPY . .

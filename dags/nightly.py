@@ -33,7 +33,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowFailException
 
-from include import alerts, assets
+from include import alerts, assets, connections
 
 RETRIES = {
     "retries": 2,
@@ -142,7 +142,8 @@ def nightly():
         from recsys_tasks import ingest
         from recsys_tasks import night as nights
 
-        return ingest.ingest(nights.Night(**night))
+        with connections.exported(nights.Night(**night).shop):
+            return ingest.ingest(nights.Night(**night))
 
     @task(outlets=[assets.VECTORS])
     def embed(night: dict, snapshot: str) -> str:

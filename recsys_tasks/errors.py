@@ -2,13 +2,13 @@
 
 NightcartError
 ├── ShopFileError        the shop file: unknown key, bad value, missing file
-├── SourceError          a source file: unreadable, a column missing
+├── SourceError          a source file or table: unreadable, a column missing
 ├── ContractError        the data: an empty night, as_of before the log begins, a naive instant
 ├── NotFittedError       a model was asked before it learned
 ├── NothingInLake        an id, version or placement the lake does not hold
 ├── TrainingError        no model could be trained, or one learned something that is not a number
 ├── CheckFailed          tonight's lists break the contract and are not published
-└── TemporarilyUnavailable   Redis, MLflow or a disk did not answer: the only kind worth a retry
+└── TemporarilyUnavailable   Redis, MLflow, the shop's database or a disk did not answer: the only kind worth a retry
 
 A message says what was expected, what came, and what to do.
 """
@@ -23,7 +23,7 @@ class ShopFileError(NightcartError):
 
 
 class SourceError(NightcartError):
-    """A source file cannot be read or lacks a column; the message names the file."""
+    """A source file or table cannot be read or lacks a column; the message names it."""
 
 
 class ContractError(NightcartError):

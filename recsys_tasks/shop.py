@@ -1,13 +1,25 @@
 """The shop file: everything Nightcart must know about one shop, in one YAML file that a person can review."""
 
+import re
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from recsys_tasks.errors import ShopFileError
 
@@ -32,7 +44,8 @@ Instant = Annotated[datetime, AfterValidator(_with_zone)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # a value may be a password, and pydantic's own message would show it
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class EventColumns(_Strict):
@@ -48,10 +61,9 @@ class EventColumns(_Strict):
     event_id: str | None = None
 
 
-class EventFiles(_Strict):
-    """Where the event log lies and how to read it."""
+class EventMapping(_Strict):
+    """How to read the event log."""
 
-    path: str = Field(description="file, folder or glob; relative paths are relative to the shop file")
     columns: EventColumns
     event_type: EventType = Field("purchase", description="type of every row, where no column tells it")
     event_types: dict[str, EventType] = Field(default_factory=dict, description="the shop's word -> event type")
@@ -60,6 +72,12 @@ class EventFiles(_Strict):
     )
     timestamp_format: str | None = Field(None, description="strptime format, where timestamps are not ISO 8601")
     timestamp_unit: Literal["s", "ms", "us"] | None = Field(None, description="for timestamps that count since 1970")
+
+
+class EventFiles(EventMapping):
+    """Where the event log lies and how to read it."""
+
+    path: str = Field(description="file, folder or glob; relative paths are relative to the shop file")
 
 
 class ItemColumns(_Strict):
@@ -75,18 +93,28 @@ class ItemColumns(_Strict):
     updated_at: str | None = None
 
 
-class ItemFiles(_Strict):
-    """The catalogue: files of its own, or (without ``path``) columns of the event rows."""
+class ItemMapping(_Strict):
+    """How to read the catalogue."""
 
-    path: str | None = None
     columns: ItemColumns = ItemColumns()
     category_separator: str | None = Field(None, description="splits one category column, e.g. ' > '")
 
+    @property
+    def place(self) -> str | None:
+        """Which key says where the catalogue's own rows are; None where items are columns of the event rows."""
+        return next((key for key in ("path", "table", "query") if getattr(self, key, None)), None)
+
     @model_validator(mode="after")
-    def _own_files_need_an_id(self) -> "ItemFiles":
-        if self.path and not self.columns.item_id:
-            raise ValueError("items with a path need columns.item_id, the column that holds the item's id")
+    def _own_rows_need_an_id(self) -> Self:
+        if self.place and not self.columns.item_id:
+            raise ValueError(f"items with a {self.place} need columns.item_id, the column that holds the item's id")
         return self
+
+
+class ItemFiles(ItemMapping):
+    """The catalogue: files of its own, or (without ``path``) columns of the event rows."""
+
+    path: str | None = None
 
 
 class UserColumns(_Strict):
@@ -95,23 +123,73 @@ class UserColumns(_Strict):
     user_id: str
 
 
-class UserFiles(_Strict):
-    """What the shop knows of its customers: a row for each, in files of their own."""
+class UserMapping(_Strict):
+    """What the shop knows of its customers: a row for each."""
 
-    path: str = Field(description="file, folder or glob; relative paths are relative to the shop file")
     columns: UserColumns
     attributes: list[str] = Field(
         min_length=1, description="columns to take as strings, under their own names, e.g. country"
     )
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "UserFiles":
+    def _names_differ(self) -> Self:
         taken = {"row", "user_id"}
         for name in self.attributes:
             if name.lower() in taken:  # engines' column names know no case
                 raise ValueError(f"attributes: {name!r} is taken; expected every name once, and none of row, user_id")
             taken.add(name.lower())
         return self
+
+
+class UserFiles(UserMapping):
+    """What the shop knows of its customers, in files of their own."""
+
+    path: str = Field(description="file, folder or glob; relative paths are relative to the shop file")
+
+
+class Rows(_Strict):
+    """Rows of a database."""
+
+    _required: ClassVar[bool] = True
+
+    table: str | None = Field(None, description="a table or view, with its schema where it needs one: shop.orders")
+    query: str | None = Field(None, description="one SELECT, run as it is; it may cast and join, and order its rows")
+
+    @model_validator(mode="after")
+    def _table_or_query(self) -> Self:
+        given = bool(self.table) + bool(self.query)
+        if given > 1 or given < self._required:
+            raise ValueError("expected either table or query: the name of a table, or a SELECT")
+        return self
+
+
+class EventRows(Rows, EventMapping):
+    """The event log of a database."""
+
+    changed_at: str | None = Field(
+        None,
+        description="column that every insert and update sets to its own time; with it only days that are new or "
+        "changed are read again",
+    )
+
+    @model_validator(mode="after")
+    def _days_need_instants(self) -> Self:
+        if self.changed_at and self.timestamp_format:
+            raise ValueError(
+                "changed_at needs timestamps that the database itself understands, without timestamp_format; "
+                "give a query that converts them, or leave changed_at out"
+            )
+        return self
+
+
+class ItemRows(Rows, ItemMapping):
+    """The catalogue: rows of its own, or (with neither table nor query) columns of the event rows."""
+
+    _required: ClassVar[bool] = False
+
+
+class UserRows(Rows, UserMapping):
+    """What the shop knows of its customers, in a database."""
 
 
 class CompleteJourney(_Strict):
@@ -127,6 +205,43 @@ class Tabular(_Strict):
     events: EventFiles
     items: ItemFiles = ItemFiles()
     users: UserFiles | None = Field(None, description="attributes of customers, where the shop has them")
+
+
+class Sql(_Strict):
+    """Tables of a database, or queries to it."""
+
+    format: Literal["sql"]
+    url: SecretStr | None = Field(
+        None, description="SQLAlchemy URL; ${NAME} in it is the environment's, so that no password need stand here"
+    )
+    connection: str | None = Field(None, description="id of an Airflow connection, instead of url")
+    events: EventRows
+    items: ItemRows = ItemRows()
+    users: UserRows | None = Field(None, description="attributes of customers, where the shop has them")
+
+    @field_validator("url")
+    @classmethod
+    def _looks_like_a_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url and not re.match(r"[A-Za-z][\w+.-]*://|\$\{\w+\}", url.get_secret_value()):
+            raise ValueError("expected a URL such as postgresql://user:${SHOP_PASSWORD}@host/database")
+        return url
+
+    @field_validator("connection")
+    @classmethod
+    def _looks_like_an_id(cls, connection: str | None) -> str | None:
+        if connection and not re.fullmatch(r"[\w.-]+", connection):
+            raise ValueError("expected the id of an Airflow connection, such as shop_db; a URL belongs under url")
+        return connection
+
+    @field_serializer("url")
+    def _without_secrets(self, url: SecretStr | None) -> str | None:
+        return without_secrets(url.get_secret_value()) if url else None
+
+    @model_validator(mode="after")
+    def _url_or_connection(self) -> Self:
+        if bool(self.url) == bool(self.connection):
+            raise ValueError("expected either url or connection: a SQLAlchemy URL, or the id of an Airflow connection")
+        return self
 
 
 class Amazon2018(_Strict):
@@ -159,7 +274,7 @@ class MovieLens(_Strict):
     path: str = Field(description="folder as it was unpacked; a relative path is relative to the shop file")
 
 
-SourceConfig = CompleteJourney | Tabular | Amazon2018 | Amazon2023 | Rees46 | MovieLens
+SourceConfig = CompleteJourney | Tabular | Sql | Amazon2018 | Amazon2023 | Rees46 | MovieLens
 
 
 class Windows(_Strict):
@@ -289,7 +404,7 @@ def load_shop(name_or_path: str, shops: Path) -> Shop:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ShopFileError(f"{path}: not YAML: {error}") from error
+        raise ShopFileError(f"{path}: not YAML: {without_secrets(str(error))}") from None
     if not isinstance(content, dict):
         raise ShopFileError(f"{path}: expected keys such as 'name' and 'source', found {type(content).__name__}")
     try:
@@ -299,6 +414,15 @@ def load_shop(name_or_path: str, shops: Path) -> Shop:
         raise ShopFileError(f"{path}: {error.error_count()} fault(s)\n{faults}") from error
     shop._file = path.absolute()
     return shop
+
+
+def without_secrets(text: str) -> str:
+    """Return the text with ``***`` for who logs in, and for the parameters, of every URL in it.
+
+    >>> without_secrets("postgresql://shop:swordfish@db/shop?sslpassword=tuna")
+    'postgresql://***@db/shop?***'
+    """
+    return re.sub(r"(://[^?\s]*)\?\S*", r"\1?***", re.sub(r"://.*@", "://***@", text))
 
 
 def _explain(fault: Any) -> str:
@@ -313,6 +437,8 @@ def _explain(fault: Any) -> str:
         return f"{field}: missing; this key is required"
     if fault["type"] == "value_error":
         return f"{field}: {fault['msg'].removeprefix('Value error, ')}"
+    if place[-1] == "url":
+        return f"{field}: {fault['msg']}"
     return f"{field}: {fault['msg']}, got {fault['input']!r}"
 
 

@@ -1,5 +1,7 @@
 """A shop file that is wrong says which file, which field, and what was expected."""
 
+import json
+import traceback
 from datetime import UTC, datetime
 
 import pytest
@@ -100,6 +102,78 @@ def test_a_fault_of_a_known_format_is_named_by_its_key(refusal, source, faults):
     assert all(f"  {fault}" in message for fault in faults)
 
 
+DATABASE = {
+    "format": "sql",
+    "url": "postgresql://shop:s3cret@db/shop",
+    "events": {"table": "orders", "columns": {"user_id": "customer", "item_id": "sku", "timestamp": "at"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"connection": "shop_db"}, "source: expected either url or connection"),
+        ({"url": None}, "source: expected either url or connection"),
+        ({"url": "s3cret"}, "source.url: expected a URL such as postgresql://user:${SHOP_PASSWORD}@host/database"),
+        ({"url": {"password": "s3cret"}}, "source.url: Input should be a valid string"),
+        ({"url": None, "connection": "postgres://s3cret@db"}, "source.connection: expected the id of an Airflow conn"),
+        ({"url": None, "pasword": "s3cret"}, "source.pasword: unknown key"),
+        ({"events.table": None}, "source.events: expected either table or query"),
+        ({"events.query": "SELECT 1"}, "source.events: expected either table or query"),
+        ({"events.changed_at": "changed", "events.timestamp_format": "%d/%m/%Y"}, "source.events: changed_at needs"),
+        ({"items": {"table": "products"}}, "source.items: items with a table need columns.item_id"),
+        ({"items": {"query": "SELECT 1"}}, "source.items: items with a query need columns.item_id"),
+        (
+            {"items": {"table": "a", "query": "b", "columns": {"item_id": "c"}}},
+            "items: expected either table or query",
+        ),
+        ({"users": {"columns": {"user_id": "id"}, "attributes": ["x"]}}, "source.users: expected either table or"),
+        ({"users": {"table": "t", "columns": {"user_id": "id"}, "attributes": ["row"]}}, "'row' is taken"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_a_fault_of_a_database_is_named_without_its_password(refusal, changes, fault):
+    shop = described(**{"source": DATABASE | {"events": dict(DATABASE["events"])}})
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        place = shop["source"]
+        for part in path:
+            place = place[part]
+        place[last] = value
+    message = refusal(shop)
+    assert fault in message
+    assert "s3cret" not in message
+
+
+def test_what_pydantic_and_yaml_would_show_of_a_url_stays_hidden(tmp_path):
+    (tmp_path / "shop.yaml").write_text(yaml.safe_dump(described(source=DATABASE, colour="red")))
+    with pytest.raises(ShopFileError) as error:
+        load_shop("shop", tmp_path)
+    assert "s3cret" not in "".join(traceback.format_exception(error.value))
+    (tmp_path / "shop.yaml").write_text("source: {format: sql,\n url: postgresql://shop:s3cret@db/shop: }")
+    with pytest.raises(ShopFileError, match="not YAML") as error:
+        load_shop("shop", tmp_path)
+    assert "s3cret" not in "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://shop:s3cret@db/shop", "postgresql://***@db/shop"),
+        ("postgresql://shop:s3c@/?ret@db:5432/shop?sslpassword=s3cret", "postgresql://***@db:5432/shop?***"),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Ds3cret", "mssql+pyodbc:///?***"),
+        ("postgresql://shop:${SHOP_PASSWORD}@${SHOP_HOST}/shop", "postgresql://***@${SHOP_HOST}/shop"),
+        ("${SHOP_URL}", "${SHOP_URL}"),
+        ("sqlite:///shop.db", "sqlite:///shop.db"),
+    ],
+)
+def test_a_shop_shows_where_its_database_is_and_not_who_logs_in(tmp_path, url, shown):
+    (tmp_path / "corner.yaml").write_text(yaml.safe_dump(described(source=DATABASE | {"url": url})))
+    shop = load_shop("corner", tmp_path)
+    assert json.loads(json.dumps(shop.source.model_dump()))["url"] == shown
+    assert "s3c" not in repr(shop)
+
+
 def test_an_unknown_key_that_looks_like_none_is_refused_without_a_suggestion(refusal):
     assert "qqqqqq: unknown key; remove it" in refusal(described(qqqqqq=1))
 
@@ -139,7 +213,7 @@ def test_a_source_without_a_known_format_names_the_known_ones(refusal):
     message = refusal(described(**{"source.format": "excel"}))
     assert all(
         repr(known) in message
-        for known in ("complete_journey", "tabular", "amazon_2018", "amazon_2023", "rees46", "movielens")
+        for known in ("complete_journey", "tabular", "sql", "amazon_2018", "amazon_2023", "rees46", "movielens")
     )
     assert "'excel'" in message
 
@@ -223,7 +297,7 @@ SHOPS = sorted((ROOT / "include" / "shops").glob("*.yaml"))
 
 
 def test_the_shops_of_the_project_are_these():
-    assert {"complete_journey", "online_retail", "amazon_2018", "amazon_2023", "rees46", "movielens"} <= {
+    assert {"complete_journey", "online_retail", "amazon_2018", "amazon_2023", "rees46", "movielens", "sql"} <= {
         path.stem for path in SHOPS
     }
     assert Settings().shops == ROOT / "include" / "shops"

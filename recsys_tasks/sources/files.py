@@ -112,7 +112,7 @@ def read_table(
             return _no_rows(columns)
         if _format(file) == "parquet":
             raw = connection.read_parquet(file.path)
-            _require(file, columns, raw.columns, remedy)
+            require(file.path, columns, raw.columns, remedy)
             return raw.mutate(row=ibis.row_number() + 1)
         return _read_csv(connection, file, columns, remedy)
 
@@ -168,7 +168,7 @@ def read_json_lines(
                 f"SELECT DISTINCT unnest(json_keys(text)) FROM {lines} "
                 "WHERE CASE WHEN json_valid(text) THEN json_type(text) = 'OBJECT' ELSE false END"
             ).fetchall()
-            _require(file, required, sorted(key for (key,) in keys), remedy)
+            require(file.path, required, sorted(key for (key,) in keys), remedy)
     kept = ", ".join(_quoted(column) for column in columns)
     return connection.sql(f"SELECT row, {kept} FROM {name} WHERE ok")
 
@@ -279,12 +279,13 @@ def _identifier(file: SourceFile) -> str:
     return "file_" + hashlib.sha256(str(file.path).encode()).hexdigest()[:32]
 
 
-def _require(file: SourceFile, used: Sequence[str], found: Sequence[str], remedy: str) -> None:
+def require(place: object, used: Sequence[str], found: Sequence[str], remedy: str) -> None:
+    """Raise ``SourceError`` with the place and the remedy where a column that is used is not found."""
     for column in used:
         if column not in found:
             close = get_close_matches(column, found, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise SourceError(f"{file.path}: column {column!r} is missing{hint}; found {list(found)}. {remedy}")
+            raise SourceError(f"{place}: column {column!r} is missing{hint}; found {list(found)}. {remedy}")
 
 
 def _read_csv(connection: Any, file: SourceFile, used: Sequence[str], remedy: str) -> ibis.Table:
@@ -294,7 +295,7 @@ def _read_csv(connection: Any, file: SourceFile, used: Sequence[str], remedy: st
     headers = {d: next(csv.reader([first], delimiter=d), []) for d in ",\t;|"}
     delimiter = max(headers, key=lambda d: (len(set(used) & set(headers[d])), len(headers[d])))
     header = headers[delimiter]
-    _require(file, used, header, remedy)
+    require(file.path, used, header, remedy)
     # Nothing is left to DuckDB to guess: its sniffer refuses a whole file for one stray quote among the first rows.
     columns = ", ".join(f"'c{n}': 'VARCHAR'" for n in range(len(header)))
     fields = ", ".join(f"c{header.index(column)} AS {_quoted(column)}" for column in dict.fromkeys(used))
