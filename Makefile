@@ -43,7 +43,7 @@ format: .venv/installed-dev  ## bring the code into shape
 ui: .venv/installed  ## Airflow with its pages at http://127.0.0.1:8080, until Ctrl-C
 	@$(BIN)/python include/ui.py
 
-bench: .venv/installed-dev  ## run every benchmark
+bench: .venv/installed-bench  ## run every benchmark (hours)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script --check || exit 1; done
 
 .venv/installed: pyproject.toml constraints.txt
@@ -53,6 +53,10 @@ bench: .venv/installed-dev  ## run every benchmark
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/installed-bench: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[bench]'
 	touch $@
 
 clean:  ## remove what nights have made (the lake, Airflow's and MLflow's databases)

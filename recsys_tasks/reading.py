@@ -31,7 +31,7 @@ from recsys_tasks.engine import connect
 from recsys_tasks.errors import ShopFileError, SourceError, TemporarilyUnavailable
 from recsys_tasks.lake import Lake, fingerprint, write_batches
 from recsys_tasks.shop import Shop, load_shop
-from recsys_tasks.sources import EventRules, SourceFile, open_source
+from recsys_tasks.sources import EventRules, Source, SourceFile, open_source
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,12 @@ class Piece:
 
 
 def read_files(
-    files: Iterable[tuple[str, SourceFile]], shop_file: str, lake: Path, now: float, number: bool = False
+    files: Iterable[tuple[str, SourceFile]],
+    shop_file: str,
+    lake: Path,
+    now: float,
+    number: bool = False,
+    source: Source | None = None,
 ) -> Iterator[Piece]:
     """Give the piece of each file, reading those that are new or have changed.
 
@@ -92,6 +97,8 @@ def read_files(
         Seconds since 1970. What is dated more than a day later was dated by a clock that is wrong.
     number
         Read again what was read without numbering its rows.
+    source
+        What listed the files, where that is of this process.
 
     Raises
     ------
@@ -105,17 +112,17 @@ def read_files(
     """
     reader: _Reader | None = None
     for table, file in files:
-        reader = reader or _Reader(load_shop(shop_file, Path()), Lake(lake), now)
+        reader = reader or _Reader(load_shop(shop_file, Path()), Lake(lake), now, source)
         yield reader.piece(table, file, number)
 
 
 class _Reader:
     """A connection, and one compiled judgement for each kind of table."""
 
-    def __init__(self, shop: Shop, lake: Lake, now: float) -> None:
+    def __init__(self, shop: Shop, lake: Lake, now: float, source: Source | None) -> None:
         self.shop, self.lake = shop, lake
         self.latest = int((now + 86_400) * 1_000_000)
-        self.source = open_source(shop)
+        self.source = source or open_source(shop)
         self.spill = tempfile.TemporaryDirectory(prefix="nightcart-")
         self.connection = connect(Path(self.spill.name))
         self.judgements: dict[Any, str] = {}

@@ -70,9 +70,11 @@ class SqlSource(MappedSource):
     @contextmanager
     def fetched(self, file: SourceFile) -> Iterator[SourceFile]:
         """Fetch a day for the time of its reading. Raises as ``event_files``."""
-        if file.name not in self._days:
+        if file.path.exists():  # the whole table
             yield file
             return
+        if file.name not in self._days:  # listed by another process
+            self.event_files()
         self.database.write(self._days[file.name], used(self.event_columns), file.path, "source.events")
         try:
             yield file

@@ -1,0 +1,1 @@
+"""What ``benchmarks/ingest.py`` consists of."""
