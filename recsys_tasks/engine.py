@@ -27,6 +27,9 @@ BATCH_ROWS = 262_144
 class Engine(ABC):
     """Evaluates expressions over Parquet files of the lake."""
 
+    here = True
+    """Whether ``map`` works in this process."""
+
     @abstractmethod
     def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> Iterator[R]:
         """Give what ``work`` gives for the things, in any order; it may be called for some of them at a time."""
@@ -67,6 +70,8 @@ class DuckDB(Engine):
 
 class Spark(Engine):
     """A Spark session: the one that is there, or a new one at ``NIGHTCART_SPARK_MASTER``."""
+
+    here = False
 
     def __init__(self) -> None:
         try:

@@ -38,7 +38,7 @@ from recsys_tasks.reading import BROKEN, DAY, FAULTS, ROWS, Piece, read_files, r
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import microseconds
-from recsys_tasks.sources import open_source
+from recsys_tasks.sources import Source, open_source
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def ingest(night: Night) -> str:
 def take_in(shop: Shop, as_of: datetime, lake: Lake) -> str:
     """Write the snapshot of a shop at an instant into a lake; see ``ingest``."""
     with open_engine(shop) as engine, tempfile.TemporaryDirectory(dir=lake.drafts()) as draft:
-        pieces = _read(shop, lake, engine)
+        source = open_source(shop)
+        pieces = _read(shop, source, lake, engine)
         inputs = {
             "shop": shop.model_dump(mode="json", include=_USED),
             "as_of": as_of.isoformat(),
@@ -83,7 +84,7 @@ def take_in(shop: Shop, as_of: datetime, lake: Lake) -> str:
         if lake.has(known) and lake.has(snapshot := lake.manifest(known)["snapshot"]):
             log.info("%s: no source file has changed, nothing is read", snapshot)
         else:
-            night = _Ingestion(shop, as_of, engine, lake, pieces, Path(draft))
+            night = _Ingestion(shop, source, as_of, engine, lake, pieces, Path(draft))
             snapshot = night.run()
             lake.drop(known)
             with lake.create(known, {"snapshot": snapshot, "days": night.made}):
@@ -117,16 +118,21 @@ def accounting(counts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _read(shop: Shop, lake: Lake, engine: Engine, only: Container[str] | None = None) -> list[Piece]:
+def _read(shop: Shop, source: Source, lake: Lake, engine: Engine, only: Container[str] | None = None) -> list[Piece]:
     """Return the pieces of all files, in the order of their names; read those that are new or have changed.
 
     With ``only``, files of the log with these names are read again to number their rows.
     """
-    source = open_source(shop)
     files = [("events", file) for file in source.event_files() if only is None or file.name in only]
     files += [("items", file) for file in source.item_files() if only is None]
     files += [("users", file) for file in source.user_files() if only is None]
-    read = partial(read_files, shop_file=str(shop.file), lake=lake.root, now=time.time(), number=only is not None)
+    described: dict[str, Any] = {
+        "shop_file": str(shop.file),
+        "lake": lake.root,
+        "now": time.time(),
+        "number": only is not None,
+    }
+    read = partial(read_files, **described, source=source if engine.here else None)
     pieces, said = [], time.monotonic()
     for piece in engine.map(read, files):
         pieces.append(piece)
@@ -163,12 +169,11 @@ class _Ingestion:
     """One night: pieces in, a snapshot out."""
 
     def __init__(
-        self, shop: Shop, as_of: datetime, engine: Engine, lake: Lake, pieces: list[Piece], work: Path
+        self, shop: Shop, source: Source, as_of: datetime, engine: Engine, lake: Lake, pieces: list[Piece], work: Path
     ) -> None:
-        self.shop, self.engine, self.lake = shop, engine, lake
+        self.shop, self.source, self.engine, self.lake = shop, source, engine, lake
         self.instant, self.as_of = as_of, microseconds(as_of)
         self.of = {table: [p for p in pieces if p.table == table] for table in ("events", "items", "users")}
-        self.with_ids = open_source(shop).rules.event_ids
         self.counts: dict[str, Any] = {}
         self.temporary, self.tables = work / "tables", 0
         self.strangers: Path | None = None
@@ -265,7 +270,7 @@ class _Ingestion:
 
     def _number(self, files: list[str]) -> None:
         """Read files again whose rows nobody had numbered, for a person wants to know which ones are bad."""
-        numbered = {piece.file: piece for piece in _read(self.shop, self.lake, self.engine, only=files)}
+        numbered = {piece.file: piece for piece in _read(self.shop, self.source, self.lake, self.engine, only=files)}
         self.of["events"] = [numbered.get(piece.file, piece) for piece in self.of["events"]]
 
     def _good(self, rows: ibis.Table) -> ibis.Table:
@@ -349,7 +354,7 @@ class _Ingestion:
                 bad = _refuse(theirs, "user_id", said)
                 good = good.anti_join(listed, [good.user_id == listed.robot, good.day == listed.on])
         days: dict[str, dict[str, Any]] = {part.key: {"date": part.date} for part in parts}
-        kept = _without_duplicates(good, self.with_ids)
+        kept = _without_duplicates(good, self.source.rules.event_ids)
         with_words = "title" in rows.columns
         if with_words:
             kept = kept.cache()

@@ -533,7 +533,7 @@ def test_no_password_is_in_the_lake(postgres, described, home, server):
     )
     postgres.fill()
     night = ingested(shop, "2020-02-01T00:00:00+00:00")
-    assert night.manifest["source"]["url"] == f"postgresql://***@/{DATABASE}?***"
+    assert night.manifest["shop"]["source"]["url"] == f"postgresql://***@/{DATABASE}?***"
     for path in home.rglob("*"):
         with suppress(IsADirectoryError):
             assert b"s3cret" not in path.read_bytes(), path
