@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import track
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, track
 from rich.table import Table
 
 from recsys_tasks import check as check_step
@@ -30,11 +31,12 @@ from recsys_tasks import train as train_step
 from recsys_tasks.contract import ANONYMOUS, EVERYONE, PLACEMENT_VIEW, PLACEMENTS, USER_ID
 from recsys_tasks.errors import NightcartError, NothingInLake
 from recsys_tasks.lake import Lake
-from recsys_tasks.night import Night, plan
+from recsys_tasks.night import Night, as_of_of, plan
 from recsys_tasks.online_store import open_store
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop, load_shop
 from recsys_tasks.snapshot import Snapshot
+from recsys_tasks.validate import validate as validate_files
 from recsys_tasks.versions import activate, current, entry, versions
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -140,6 +142,62 @@ def _step_command(name: str) -> None:
 
 for _name in ("run", *(step for step in STEPS if step not in ("recommend", "report"))):
     _step_command(_name)
+
+
+@app.command()
+def validate(
+    shop: Annotated[str, typer.Argument(help="Name or path of a shop file.")] = DEMO,
+    as_of: AsOf = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on any bad row or warning.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a night would think of the shop's files, and import nothing. Exit 1 where it would stop the night."""
+    description = _shop(shop)
+    logging.getLogger("recsys_tasks").setLevel(logging.ERROR)
+    bar = Progress(SpinnerColumn(), *Progress.get_default_columns(), console=Console(stderr=True), transient=True)
+    with bar:
+        task = bar.add_task("reading", total=None)
+        found = validate_files(
+            description,
+            as_of_of(description, as_of, datetime.now(UTC)),
+            lambda done, of: bar.update(task, completed=done, total=of),
+        )
+    if as_json:
+        out.print_json(data=found)
+    else:
+        _print_validation(description, found)
+    if found["errors"] or (strict and (found["faults"] or found["warnings"])):
+        raise typer.Exit(1)
+
+
+def _print_validation(shop: Shop, found: dict[str, Any]) -> None:
+    out.rule(f"{shop.name}: {shop.file}")
+    for error in found["errors"]:
+        out.print(f"[red]stops the night:[/red] {escape(error)}")
+    if found["errors"]:
+        return
+    for line in found["accounting"]:
+        out.print(line)
+    if found["faults"]:
+        table = Table("table", "field", "rows", "example", "what is wrong", title="in quarantine", title_justify="left")
+        for fault in found["faults"][:20]:
+            example = f"{fault['file']} row {fault['row']:,}"
+            table.add_row(fault["table"], fault["field"], f"{fault['rows']:,}", example, escape(fault["reason"]))
+        out.print(table)
+    if len(found["faults"]) > 20:
+        out.print(f"and {len(found['faults']) - 20} kinds more (--json shows all)")
+    log_, catalogue = found["log"], found["catalogue"]
+    types = ", ".join(f"{n:,} {kind}" for kind, n in log_["types"].items())
+    out.print(
+        f"the log: {types}; {log_['customers']:,} customers, {log_['items']:,} items, {log_['first']} to {log_['last']}"
+    )
+    out.print(
+        f"the catalogue: {catalogue['items']:,} items, {catalogue['title']:,} with a title, "
+        f"{catalogue['price']:,} with a price, {catalogue['category']:,} with a category"
+    )
+    for warning in found["warnings"]:
+        out.print(f"[yellow]look at this:[/yellow] {escape(warning)}")
+    out.print("[green]A night can be made of this.[/green] Nothing was imported.")
 
 
 @app.command()

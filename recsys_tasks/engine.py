@@ -39,6 +39,10 @@ class Engine(ABC):
         """Return the rows of Parquet files of one schema."""
 
     @abstractmethod
+    def keep(self, table: ibis.Table) -> ibis.Table:
+        """Evaluate an expression once, for several uses; the result of the call before is let go."""
+
+    @abstractmethod
     def batches(self, table: ibis.Table) -> Iterator[pa.Table]:
         """Evaluate an expression and give its rows in their order, a part at a time."""
 
@@ -61,6 +65,11 @@ class DuckDB(Engine):
     def read(self, files: Sequence[Path]) -> ibis.Table:
         """Return a view of the files."""
         return self.connection.read_parquet([str(file) for file in files], hive_partitioning=False)
+
+    def keep(self, table: ibis.Table) -> ibis.Table:
+        """Put the result into a temporary table."""
+        self.connection.raw_sql("DROP TABLE IF EXISTS nightcart_kept")
+        return self.connection.create_table("nightcart_kept", table)
 
     def batches(self, table: ibis.Table) -> Iterator[pa.Table]:
         """Stream the result."""
@@ -110,6 +119,12 @@ class Spark(Engine):
         name = f"nightcart_files_{self.views}"
         self.session.read.parquet(*(str(file) for file in files)).createOrReplaceTempView(name)
         return self.connection.table(name)
+
+    def keep(self, table: ibis.Table) -> ibis.Table:
+        """Put the result into Spark's cache."""
+        self.session.catalog.clearCache()
+        self.session.sql(str(ibis.to_sql(table, dialect="pyspark"))).cache().createOrReplaceTempView("nightcart_kept")
+        return self.connection.table("nightcart_kept")
 
     def batches(self, table: ibis.Table) -> Iterator[pa.Table]:
         """Bring the result here at once: callers ask for what fits this machine."""

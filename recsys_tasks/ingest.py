@@ -357,7 +357,7 @@ class _Ingestion:
         kept = _without_duplicates(good, self.source.rules.event_ids)
         with_words = "title" in rows.columns
         if with_words:
-            kept = kept.cache()
+            kept = self.engine.keep(kept)
         order = [
             ibis.asc(name, nulls_first=True)
             for name in ("time", "user_id", "item_id", "event_type", "value", "price", "session_id", "event_id")

@@ -101,9 +101,7 @@ def plan(
     """
     settings = Settings()
     description = load_shop(shop, settings.shops)
-    instant = _instant(as_of) if as_of else run_key.astimezone(UTC)
-    if not as_of and description.archive_until and instant > description.archive_until:
-        instant = description.archive_until
+    instant = as_of_of(description, as_of, run_key)
     wanted = list(models or description.models)
     for name in [*wanted, *description.models, *([force_promote] if force_promote else [])]:
         if name not in MODELS:
@@ -125,6 +123,14 @@ def plan(
         force_promote=force_promote,
         shards=list(range(description.shards)),
     )
+
+
+def as_of_of(shop: Shop, as_of: str | None, run_key: datetime) -> datetime:
+    """Return the instant that a night looks back from; see ``plan``."""
+    if as_of:
+        return _instant(as_of)
+    instant = run_key.astimezone(UTC)
+    return min(instant, shop.archive_until) if shop.archive_until else instant
 
 
 def _instant(text: str) -> datetime:
