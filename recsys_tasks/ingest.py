@@ -32,9 +32,10 @@ from recsys_tasks.contract import EVENTS, ITEM_ID, ITEMS, QUARANTINE, USER_ID, U
 from recsys_tasks.engine import Engine, open_engine
 from recsys_tasks.errors import CheckFailed, ContractError
 from recsys_tasks.history import History, open_history
+from recsys_tasks.judging import DAY, record
 from recsys_tasks.lake import Lake, fingerprint, sha256, table_bytes, write_batches, write_table
 from recsys_tasks.night import Night
-from recsys_tasks.reading import BROKEN, DAY, FAULTS, ROWS, Piece, read_files, record
+from recsys_tasks.reading import BROKEN, FAULTS, ROWS, Piece, read_files
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import microseconds
@@ -648,7 +649,7 @@ def _refuse(rows: ibis.Table, field: str, reason: ibis.Value) -> ibis.Table:
         table=ibis.literal("events"),
         field=ibis.literal(field),
         reason=reason,
-        record=record(rows, _SHOWN),
+        record=record({name: rows[name] for name in _SHOWN}),
     )
 
 

@@ -16,22 +16,21 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import ibis
-import ibis.expr.datatypes as dt
 import numpy as np
 import pyarrow as pa
 
-from recsys_tasks.contract import ANONYMOUS, EVENT_TYPES, QUARANTINE
+from recsys_tasks.contract import QUARANTINE
 from recsys_tasks.engine import connect
 from recsys_tasks.errors import ShopFileError, SourceError, TemporarilyUnavailable
+from recsys_tasks.judging import judge_events, judge_items, judge_users
 from recsys_tasks.lake import Lake, fingerprint, write_batches
 from recsys_tasks.shop import Shop, load_shop
-from recsys_tasks.sources import EventRules, Source, SourceFile, open_source
+from recsys_tasks.sources import Source, SourceFile, open_source
 
 log = logging.getLogger(__name__)
 
@@ -39,27 +38,10 @@ ROWS, BROKEN = "rows.parquet", "quarantine.parquet"
 FAULTS = QUARANTINE.append(pa.field("time", pa.int64()))
 """The schema of a piece's quarantine; ``time`` is null where a row has none."""
 
-DAY = 86_400_000_000
-_INSTANT = dt.Timestamp(timezone="UTC", scale=6)
-_FIRST = 631_152_000_000_000
-"""1990, in microseconds."""
-_ZONE_AT_END = r":\d{2}(\.\d+)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)$"
-_NO_SECONDS = r"^(\d{4}-\d{1,2}-\d{1,2}[ T]\d{1,2}:\d{2})(\s*(?:Z|UTC|[+-]\d{2}(?::?\d{2})?))$"
-_SHOWN = ("user_id", "item_id", "timestamp", "event_type", "value", "price")
 _BIG = 32 << 20
 """Files with so many bytes are read without counting rows first: counting keeps DuckDB to one thread."""
 _SETTLED_SECONDS = 0.02
 """The times of a file on disk tick in steps of a few milliseconds."""
-
-
-@ibis.udf.scalar.builtin(signature=((_INSTANT,), dt.int64))
-def epoch_us(instant: Any) -> Any:
-    """DuckDB's microseconds since 1970."""
-
-
-@ibis.udf.scalar.builtin(signature=((dt.string, dt.string), dt.timestamp))
-def try_strptime(text: Any, form: Any) -> Any:
-    """DuckDB's strptime, null where the text is of another form."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +177,7 @@ class _Reader:
         known = (table, raw.schema())
         if known not in self.judgements:
             self.connection.to_pyarrow(raw.limit(0))  # makes the functions known that the reader brings
-            self.judgements[known] = str(ibis.to_sql(self._judgement(*known), dialect="duckdb"))
+            self.judgements[known] = self._judgement(table, ibis.table(raw.schema(), name="raw"))
         self.connection.create_view("raw", raw, overwrite=True)
         name, target = file.name.replace("'", "''"), str(folder / ROWS).replace("'", "''")
         self.connection.raw_sql(
@@ -203,11 +185,11 @@ class _Reader:
             "(FORMAT parquet, COMPRESSION zstd)"
         )
 
-    def _judgement(self, table: str, schema: ibis.Schema) -> ibis.Table:
-        raw = ibis.table(schema, name="raw")
+    def _judgement(self, table: str, raw: ibis.Table) -> str:
         if table == "events":
-            return judge_events(raw, self.shop, self.source.rules, not self.source.item_files(), self.latest)
-        return judge_items(raw, self.shop) if table == "items" else judge_users(raw)
+            with_items = not self.source.item_files()
+            return judge_events(raw, self.shop, self.source.rules, with_items, self.latest).sql(raw)
+        return (judge_items(raw, self.shop) if table == "items" else judge_users(raw)).sql(raw)
 
     def _bad(self, folder: Path) -> int:
         (found,) = self.connection.raw_sql(
@@ -279,231 +261,3 @@ def _wait_until_settled(file: SourceFile) -> None:
 
 def _literal(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
-
-
-def _shown(value: ibis.Value) -> ibis.Value:
-    """The value as a message shows it."""
-    return ibis.literal("'") + value.cast("string").substr(0, 80).fill_null("") + "'"
-
-
-def _text(value: ibis.Value) -> ibis.Value:
-    return value.cast("string").strip().nullif("")
-
-
-def _identity(value: ibis.Value) -> ibis.Value:
-    """An id as text. Whole numbers that pandas made floating, because some were missing, lose their ``.0``."""
-    if not value.type().is_floating():
-        return _text(value)
-    whole = ibis.ifelse(value == value.round(), value.try_cast("int64"), ibis.null("int64"))
-    return ibis.ifelse(value.isnan(), ibis.null("string"), whole.cast("string").fill_null(value.cast("string")))
-
-
-def _path(category: ibis.Value) -> ibis.Value:
-    """Categories, broad to narrow, without gaps."""
-    if not category.type().is_array():
-        return ibis.null("array<string>")
-    return category.cast("array<string>").map(lambda c: c.strip()).filter(lambda c: c.notnull() & (c != ""))
-
-
-def _number(value: ibis.Value) -> ibis.Value:
-    number = value if value.type().is_numeric() else _text(value).try_cast("float64")
-    number = number.cast("float64")
-    return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
-
-
-def _time(value: ibis.Value, rules: EventRules) -> tuple[ibis.Value, ibis.Value]:
-    """Return microseconds since 1970 (null where there are none) and whether the value came without a zone."""
-    kind = value.type()
-    if kind.is_timestamp() or kind.is_date():
-        return epoch_us(value.cast(_INSTANT)), ibis.literal(not (kind.is_timestamp() and kind.timezone))
-    if rules.timestamp_unit:
-        number = value.try_cast("float64") * {"s": 1_000_000, "ms": 1_000, "us": 1}[rules.timestamp_unit]
-        whole = ibis.ifelse(number.between(0, 4e15), number.round(), ibis.null("float64")).cast("int64")
-        return whole, ibis.literal(False)
-    text = _text(value)
-    if rules.timestamp_format:
-        form = rules.timestamp_format
-        return epoch_us(try_strptime(text, form).cast(_INSTANT)), ibis.literal("%z" not in form)
-    with_seconds = text.re_replace(_NO_SECONDS, r"\1:00\2")
-    return epoch_us(ibis.coalesce(text.try_cast(_INSTANT), with_seconds.try_cast(_INSTANT))), ~(
-        with_seconds.re_search(_ZONE_AT_END)
-    )
-
-
-def _expected_time(value: ibis.Value, rules: EventRules) -> ibis.Value:
-    """What a timestamp that is none was to be, and what it seems to be."""
-    names = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
-    expected = f"{names[rules.timestamp_unit]} since 1970" if rules.timestamp_unit else "ISO 8601"
-    if rules.timestamp_format:
-        expected = rules.timestamp_format
-    elif not rules.timestamp_unit:
-        expected += ", or set timestamp_format or timestamp_unit"
-    digits = ibis.ifelse(_text(value).re_search(r"^\d+(\.\d+)?$"), _text(value).re_extract(r"^\d+", 0).length(), 0)
-    looks = ibis.cases(
-        *(
-            (digits == length, f"; it looks like {names[unit]}: set timestamp_unit to {unit}")
-            for unit, length in (("s", 10), ("ms", 13), ("us", 16))
-            if unit != rules.timestamp_unit
-        ),
-        else_="",
-    )
-    return ibis.literal(f"; expected {expected}") + looks
-
-
-def judge_events(raw: ibis.Table, shop: Shop, rules: EventRules, with_items: bool, latest: int) -> ibis.Table:
-    """Add the typed fields, the word of rows to leave out and, for bad rows, ``field``, ``reason`` and ``record``.
-
-    ``with_items`` keeps the fields of the catalogue that event rows carry; ``latest`` is the last instant, in
-    microseconds since 1970, that a clock which is right can have told.
-    """
-    user, item = _identity(raw.user_id), _identity(raw.item_id)
-    instant, naive = _time(raw.timestamp, rules)
-    word = _text(raw.event_type)
-    names = {**{name: name for name in EVENT_TYPES}, **rules.event_types}
-    told = word.cases(*names.items(), else_=ibis.null("string"))
-    kind = ibis.literal(rules.event_type) if rules.event_type else told
-    value, price = _number(raw.value), _number(raw.price)
-    if rules.negative_value == "return":
-        back = (kind == "purchase") & (value < 0).fill_null(False)
-        kind, value = ibis.ifelse(back, "return", kind), value.abs()
-    needs_positive = kind.isin(["purchase", "cart"]) & (value <= 0).fill_null(False)
-    null = ibis.null("string")
-    stamp = "timestamp " + _shown(raw.timestamp)
-    faults = [
-        ("user_id", user.isnull(), ibis.literal("user_id is missing; expected a non-empty id")),
-        (
-            "user_id",
-            user == ANONYMOUS,
-            ibis.literal(f"user_id {ANONYMOUS!r} is kept for visitors; expected another id"),
-        ),
-        ("item_id", item.isnull(), ibis.literal("item_id is missing; expected a non-empty id")),
-        ("timestamp", raw.timestamp.isnull(), ibis.literal("timestamp is missing; expected an instant")),
-        ("timestamp", instant.isnull(), stamp + " is no instant" + _expected_time(raw.timestamp, rules)),
-        (
-            "timestamp",
-            instant < _FIRST,
-            stamp + " lies before 1990; check the unit or the clock it came from",
-        ),
-        (
-            "timestamp",
-            instant > latest,
-            stamp + " lies in the future; check the unit, the zone or the clock it came from",
-        ),
-        (
-            "event_type",
-            kind.isnull(),
-            "event_type "
-            + _shown(raw.event_type)
-            + f" is not known; expected one of {', '.join(names)}, or map it in event_types",
-        ),
-        ("value", _text(raw.value).notnull() & value.isnull(), "value " + _shown(raw.value) + " is no number"),
-        (
-            "value",
-            needs_positive,
-            "value " + _shown(raw.value) + " of a purchase; expected more than 0 (see negative_value)",
-        ),
-        ("price", _text(raw.price).notnull() & price.isnull(), "price " + _shown(raw.price) + " is no number"),
-        ("price", (price < 0).fill_null(False), "price " + _shown(raw.price) + " is negative; expected 0 or more"),
-    ]
-    if shop.time_zone is None:
-        faults.insert(7, ("timestamp", naive, stamp + " has no time zone; set time_zone in the shop file"))
-    if rules.rating_range:
-        lowest, highest = rules.rating_range
-        wrong = (kind == "rating") & (value.isnull() | ~value.between(lowest, highest))
-        faults.append(
-            ("value", wrong, "value " + _shown(raw.value) + f" is no rating; expected {lowest:g} to {highest:g}")
-        )
-    words = {name: _text(raw[name]) for name in ("title", "description", "brand")} if with_items else {}
-    if with_items:
-        words["category"] = _path(raw.category)
-    left_out = ibis.ifelse(word.isin(rules.left_out), word, null) if rules.left_out else null
-    if rules.left_out:
-        faults = [(name, left_out.isnull() & fault, text) for name, fault, text in faults]
-    return raw.select(
-        row=raw.row.cast("int64"),
-        left_out=left_out,
-        user_id=user,
-        item_id=item,
-        time=instant,
-        day=(instant // DAY).cast("int32"),
-        event_type=kind,
-        value=value,
-        price=price,
-        session_id=_identity(raw.session_id),
-        event_id=_identity(raw.event_id),
-        **words,
-        **_verdict(raw, faults, _SHOWN),
-    )
-
-
-def judge_items(raw: ibis.Table, shop: Shop) -> ibis.Table:
-    """Add the typed fields of a catalogue row and, for bad rows, ``field``, ``reason`` and ``record``."""
-    item, price = _identity(raw.item_id), _number(raw.price)
-    word = _text(raw.available).lower()
-    available = word.cases(
-        *((yes, True) for yes in ("true", "1", "t", "y", "yes")),
-        *((no, False) for no in ("false", "0", "f", "n", "no")),
-        else_=ibis.null("boolean"),
-    )
-    updated = raw.updated_at
-    instant, naive = _time(updated, EventRules())
-    faults = [
-        ("item_id", item.isnull(), ibis.literal("item_id is missing; expected a non-empty id")),
-        ("price", _text(raw.price).notnull() & price.isnull(), "price " + _shown(raw.price) + " is no number"),
-        ("price", (price < 0).fill_null(False), "price " + _shown(raw.price) + " is negative; expected 0 or more"),
-        (
-            "available",
-            word.notnull() & available.isnull(),
-            "available " + _shown(raw.available) + " is neither true nor false",
-        ),
-        ("updated_at", _text(updated).notnull() & instant.isnull(), "updated_at " + _shown(updated) + " is no instant"),
-    ]
-    if shop.time_zone is None:
-        zoneless = instant.notnull() & naive
-        faults.append(("updated_at", zoneless, "updated_at " + _shown(updated) + " has no time zone; set time_zone"))
-    return raw.select(
-        row=raw.row.cast("int64"),
-        item_id=item,
-        title=_text(raw.title),
-        description=_text(raw.description),
-        brand=_text(raw.brand),
-        category=_path(raw.category),
-        price=price,
-        available=available.fill_null(True),
-        updated_at=instant,
-        **_verdict(raw, faults, ("item_id", "title", "price", "available", "updated_at")),
-    )
-
-
-def judge_users(raw: ibis.Table) -> ibis.Table:
-    """Add, for bad rows, ``field``, ``reason`` and ``record``; attributes are text, stripped."""
-    user = _identity(raw.user_id)
-    attributes = [name for name in raw.columns if name not in ("row", "user_id")]
-    faults = [
-        ("user_id", user.isnull(), ibis.literal("user_id is missing; expected a non-empty id")),
-        (
-            "user_id",
-            user == ANONYMOUS,
-            ibis.literal(f"user_id {ANONYMOUS!r} is kept for visitors; expected another id"),
-        ),
-    ]
-    return raw.select(
-        row=raw.row.cast("int64"),
-        user_id=user,
-        attributes=ibis.struct({name: _text(raw[name]) for name in attributes}),
-        **_verdict(raw, faults, ("user_id", *attributes)),
-    )
-
-
-def _verdict(raw: ibis.Table, faults: list[tuple[str, Any, Any]], shown: tuple[str, ...]) -> dict[str, ibis.Value]:
-    """The first fault of a row that has one: its field, the reason, and the row as it came."""
-    null = ibis.null("string")
-    reason = ibis.cases(*((fault.fill_null(False), text) for _, fault, text in faults), else_=null)
-    field = ibis.cases(*((fault.fill_null(False), ibis.literal(name)) for name, fault, _ in faults), else_=null)
-    return {"field": field, "reason": reason, "record": ibis.ifelse(reason.notnull(), record(raw, shown), null)}
-
-
-def record(row: ibis.Table, shown: Iterable[str]) -> ibis.Value:
-    """The row as people read it."""
-    first, *others = [ibis.literal(f"{name}=") + row[name].cast("string").fill_null("") for name in shown]
-    return reduce(lambda text, part: text + ", " + part, others, first)
