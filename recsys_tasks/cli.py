@@ -361,6 +361,9 @@ def print_report(lake: Lake) -> None:
     out.rule(f"{content['shop']}, night of {content['as_of']}")
     for line in ingest_step.accounting(content["counts"]):
         out.print(line)
+    out.print(f"the log reaches {content['watermark']}")
+    for warning in content["warnings"]:
+        out.print(f"[yellow]look at this:[/yellow] {escape(warning)}")
     _print_leaderboard(content)
     for placement, champion in content["champions"].items():
         out.print(f"{placement}: [bold]{champion['recipe']}[/bold], {champion['reason']}")

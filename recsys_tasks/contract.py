@@ -54,6 +54,30 @@ USERS: Final = pa.schema([pa.field(USER_ID, pa.string(), nullable=False)])
 """Customers the shop knows something of, sorted by user_id: beside the id a string column for each attribute the shop
 has. Written by ingest where the source has such files, read by models that use attributes."""
 
+CUSTOMERS: Final = pa.schema(
+    [
+        pa.field(USER_ID, pa.string(), nullable=False),
+        pa.field("tier", pa.string(), nullable=False),
+        pa.field("events", pa.int64(), nullable=False),
+        pa.field("targets", pa.int64(), nullable=False),  # events that recommendations are to bring about
+        pa.field("active_days", pa.int64(), nullable=False),  # days (UTC) with an event
+        pa.field("first_at", _TIME),
+        pa.field("last_at", _TIME),
+    ]
+)
+"""Every customer of the log, sorted by user_id: a row is a ``user_idx``. Events that say something of a taste count."""
+
+ITEM_STATISTICS: Final = pa.schema(
+    [
+        pa.field(ITEM_ID, pa.string(), nullable=False),
+        pa.field("events", pa.int64(), nullable=False),
+        pa.field("targets", pa.int64(), nullable=False),
+        pa.field("first_at", _TIME),
+        pa.field("last_at", _TIME),
+    ]
+)
+"""Every item of the catalogue, sorted by item_id: a row is an ``item_idx``."""
+
 QUARANTINE: Final = pa.schema(
     [
         pa.field("table", pa.string(), nullable=False),  # events | items | users

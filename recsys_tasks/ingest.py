@@ -4,7 +4,8 @@ Reads the shop's files up to ``as_of``. Writes ``read/<key>/`` (a file of the sh
 ``events/date=*/`` (the log, a content-named file a day or month) and ``snapshots/<id>/`` with the catalogue, the
 customers, the quarantine and a manifest that lists the days. Rows read = kept + quarantined + duplicates, for each
 table; rows dated at or after ``as_of``, and those that a source leaves out because they are no event of the contract,
-are counted apart and left alone.
+are counted apart and left alone. For the models the log is coded once (``history/``, see ``history``), and each
+customer's and item's events are counted (``statistics/``).
 
 A night reads only files that are new or have changed, and writes only the days that this touches: late and corrected
 rows replace their day. A day's file depends on its rows alone, so any dates ingested again, in whatever order and
@@ -38,7 +39,7 @@ from recsys_tasks.night import Night
 from recsys_tasks.reading import BROKEN, FAULTS, ROWS, Piece, read_files
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
-from recsys_tasks.snapshot import microseconds
+from recsys_tasks.snapshot import microseconds, write_statistics
 from recsys_tasks.sources import Source, open_source
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def take_in(shop: Shop, as_of: datetime, lake: Lake) -> str:
             lake.drop(known)
             with lake.create(known, {"snapshot": snapshot, "days": night.made}):
                 pass
+    write_statistics(lake, shop, snapshot)
     manifest = lake.manifest(snapshot)
     for line in accounting(manifest["counts"]):
         log.info(line)

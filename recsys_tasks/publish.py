@@ -52,7 +52,9 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
             with lake.create(entry(placement, version), manifest) as folder:
                 manifest["files"] = [_part(lake.path(source), placement, n, folder) for n, source in enumerate(lists)]
     activate(lake, shop, version, f"night of {night.as_of}")
-    if gone := lake.expire(("models", "vectors", "indexes", "lists"), shop.keep_days):
+    if gone := lake.expire(
+        ("read", "ingested", "history", "statistics", "models", "vectors", "indexes", "lists"), shop.keep_days
+    ):
         log.info("%d entries of the lake were not used for %d days and are gone", len(gone), shop.keep_days)
     return version
 

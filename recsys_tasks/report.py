@@ -39,7 +39,7 @@ def report(
         "shop_file": str(shop.file),
         "as_of": night.as_of,
         "version": version,
-        "counts": lake.manifest(snapshot)["counts"],
+        **{name: lake.manifest(snapshot)[name] for name in ("counts", "watermark", "warnings")},
         "champions": lake.manifest(champions)["champions"],
         "leaderboard": leaderboard["rows"],
         "failed": leaderboard["failed"],

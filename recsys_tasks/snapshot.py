@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from recsys_tasks.contract import EVENT_TYPES, ITEM_ID
+from recsys_tasks.contract import CUSTOMERS, EVENT_TYPES, ITEM_ID, ITEM_STATISTICS, USER_ID
 from recsys_tasks.history import by_group, open_history
-from recsys_tasks.lake import Lake
+from recsys_tasks.lake import Lake, fingerprint, write_table
 from recsys_tasks.shop import Shop
 
 DAY = 86_400_000_000
@@ -221,6 +221,44 @@ class Snapshot:
             is_target=(kind == EVENT_TYPES.index(shop.target))[keep],
             as_of=microseconds(datetime.fromisoformat(self.manifest["as_of"])),
         )
+
+
+def write_statistics(lake: Lake, shop: Shop, snapshot: str) -> str:
+    """Count each customer's and each item's events, once a night, and return the id of the tables.
+
+    The entry holds ``customers.parquet`` (``contract.CUSTOMERS``) and ``items.parquet`` (``contract.ITEM_STATISTICS``).
+    """
+    inputs = {"snapshot": snapshot, "shop": shop.model_dump(mode="json", include={"event_weights", "tiers", "target"})}
+    entry = f"statistics/{fingerprint(inputs)}"
+    if lake.has(entry):
+        return entry
+    log = Snapshot(lake, snapshot).interactions(shop)
+    items = pq.read_table(lake.path(snapshot) / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
+    with lake.create(entry, inputs) as folder:
+        days = log.active_days
+        tier = tiers(days, shop.tiers.loyal, shop.tiers.warm)
+        customers = {USER_ID: log.user_ids, "tier": tier, "active_days": days}
+        customers |= _counts(log, log.user_idx, log.n_users)
+        write_table(
+            pa.table({name: customers[name] for name in CUSTOMERS.names}, CUSTOMERS), folder / "customers.parquet"
+        )
+        counted = {ITEM_ID: items, **_counts(log, log.item_idx, log.n_items)}
+        names = ITEM_STATISTICS.names
+        write_table(pa.table({name: counted[name] for name in names}, ITEM_STATISTICS), folder / "items.parquet")
+    return entry
+
+
+def _counts(log: Interactions, codes: np.ndarray, n: int) -> dict[str, Any]:
+    """Events, targets, first and last instant of each code; the log is in the order of time."""
+    events = np.bincount(codes, minlength=n)
+    first, last = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    last[codes] = log.time  # of several the last one stays
+    first[codes[::-1]] = log.time[::-1]
+    times = {
+        name: pa.array(time, pa.timestamp("us", "UTC"), mask=events == 0)
+        for name, time in (("first_at", first), ("last_at", last))
+    }
+    return {"events": events, "targets": np.bincount(codes[log.is_target], minlength=n), **times}
 
 
 def tiers(active_days: np.ndarray, loyal: int, warm: int) -> np.ndarray:

@@ -1,14 +1,19 @@
 """What the models see of a snapshot: indices that mean the same all night, and weights that fade."""
 
+from datetime import UTC, datetime
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from recsys_tasks.contract import CUSTOMERS, ITEM_STATISTICS
 from recsys_tasks.errors import NothingInLake
 from recsys_tasks.ingest import ingest
 from recsys_tasks.night import Night
-from recsys_tasks.snapshot import DAY, Snapshot, tiers
+from recsys_tasks.snapshot import DAY, Snapshot, tiers, write_statistics
 from tests.interactions import START, interactions
+from tests.tiny_shop import AS_OF as TINY_AS_OF
 
 
 def test_a_weight_halves_with_every_half_life():
@@ -166,3 +171,27 @@ def test_a_candidate_is_available_and_known_before_the_instant(night):
 def test_a_snapshot_that_is_not_there_names_the_step_that_writes_it(night):
     with pytest.raises(NothingInLake, match="snapshots/none is not in the lake"):
         Snapshot(night.lake, "snapshots/none")
+
+
+def test_each_customers_and_items_events_are_counted_once_a_night(tiny_shop, home):
+    night = Night(shop_file=str(tiny_shop), as_of=TINY_AS_OF, k=10, recipes=[])
+    snapshot = ingest(night)
+    folder = night.lake.path(write_statistics(night.lake, night.shop, snapshot))
+    log = Snapshot(night.lake, snapshot).interactions(night.shop)
+    customers = pq.read_table(folder / "customers.parquet")
+    items = pq.read_table(folder / "items.parquet")
+    assert customers.schema.equals(CUSTOMERS)
+    assert items.schema.equals(ITEM_STATISTICS)
+    assert customers["user_id"].to_pylist() == log.user_ids.tolist()
+    for n, row in enumerate(customers.to_pylist()):
+        times = log.time[log.of_user(n)]
+        assert row["events"] == len(times)
+        assert row["targets"] == log.bought[n].sum()
+        assert row["active_days"] == len(set((times // DAY).tolist()))
+        assert [row["first_at"], row["last_at"]] == ([_at(times[0]), _at(times[-1])] if len(times) else [None, None])
+    assert sum(items["events"].to_pylist()) == len(log)
+    assert items["targets"].to_pylist() == log.bought.sum(0).A1.astype(int).tolist()
+
+
+def _at(microseconds):
+    return datetime.fromtimestamp(int(microseconds) / 1_000_000, UTC)
