@@ -116,6 +116,8 @@ PAGE = """<!doctype html>
 {% for table, rows in report.counts.items() if rows.reasons or rows.later %}<p class="muted">{{ table }}:
 {% for field, count in rows.reasons.items() %}{{ count | count }} quarantined for a bad {{ field }}; {% endfor %}
 {{ rows.later | count }} not used, from as_of on</p>{% endfor %}
+{% if report.watermark %}<p>The log reaches {{ report.watermark | instant }}</p>{% endif %}
+{% for warning in report.warnings %}<p class="bad">{{ warning }}</p>{% endfor %}
 </div>
 {% if report.last_night %}<div>
 <h2>The night before <small>{{ report.last_night.as_of | instant }}, on what customers then did</small></h2>

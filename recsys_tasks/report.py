@@ -34,12 +34,15 @@ def report(
     """Write tonight's report and return its id; ``version`` is None where the night was not to publish."""
     lake, shop = night.lake, night.shop
     leaderboard = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())
+    data = lake.manifest(snapshot)
     content = {
         "shop": shop.name,
         "shop_file": str(shop.file),
         "as_of": night.as_of,
         "version": version,
-        **{name: lake.manifest(snapshot)[name] for name in ("counts", "watermark", "warnings")},
+        "counts": data["counts"],
+        "watermark": data["watermark"],
+        "warnings": data["warnings"],
         "champions": lake.manifest(champions)["champions"],
         "leaderboard": leaderboard["rows"],
         "failed": leaderboard["failed"],

@@ -69,6 +69,8 @@ def a_report(**other) -> dict:
             },
             "items": nothing,
         },
+        "watermark": "2017-12-03T23:58:11+00:00",
+        "warnings": ["the 7 days before as_of hold <b>3</b> events"],
         "champions": {
             "home": {"recipe": "repeat", "model": "models/repeat-1", "reason": "best ndcg@10 on the all view"},
             "discover": {"recipe": "ease", "model": "models/ease-1", "reason": "forced by a person"},
@@ -149,6 +151,8 @@ def test_the_page_shows_the_last_night(client, home, viewer):
         "1,354,113",
         "1,345,933",
         "8,150 quarantined for a bad value",
+        "The log reaches",
+        "the 7 days before as_of hold &lt;b&gt;3&lt;/b&gt; events",
         "115,194 not used",
         "0.3491",
         "0.3391 to 0.3591",
