@@ -137,7 +137,7 @@ def read_table(
         The file cannot be read, lacks a column or has it twice, or two columns are one to DuckDB.
 
     """
-    _refuse_twins(file, columns)
+    refuse_twins(file, columns)
     told = _told_by_path(file.path)
     inside = [column for column in dict.fromkeys(columns) if column not in told]
     if _format(file) == "json":
@@ -336,6 +336,37 @@ def _blank_lines(file: SourceFile, delimiter: str, last: int) -> list[int]:
     return [number for number, record in itertools.islice(enumerate(records, 1), last) if not record]
 
 
+def refuse_twins(file: SourceFile, columns: Sequence[str]) -> None:
+    """Refuse columns that DuckDB, whose names know no case, would take for one.
+
+    Raises
+    ------
+    SourceError
+        Two columns differ in capitals alone, or one is called ``row``.
+
+    """
+    names = {"row": "row"}
+    for column in columns:
+        if names.setdefault(column.lower(), column) != column or column == "row":
+            raise SourceError(
+                f"{file.path}: column {column!r} cannot be told from {names[column.lower()]!r}: capitals do not tell "
+                "columns apart, and 'row' is the number of the row. Give it another name in the export"
+            )
+
+
+def _require(file: SourceFile, used: Sequence[str], found: Sequence[str], remedy: str) -> None:
+    for column in used:
+        if column not in found:
+            close = get_close_matches(column, found, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise SourceError(f"{file.path}: column {column!r} is missing{hint}; found {list(found)}. {remedy}")
+        if found.count(column) > 1:
+            raise SourceError(
+                f"{file.path}: column {column!r} stands {found.count(column)} times in the header, so its values "
+                "cannot be told apart; give the columns different names"
+            )
+
+
 def unreadable(file: SourceFile, error: Exception) -> SourceError:
     """Translate a library's message about a file into one that names the file and the remedy."""
     what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -384,29 +415,6 @@ def _told_by_path(path: Path) -> dict[str, str | None]:
 def _identifier(file: SourceFile) -> str:
     """A table name of this file alone: two folders may hold files of one name, and DuckDB's names know no case."""
     return "file_" + hashlib.sha256(str(file.path).encode()).hexdigest()[:32]
-
-
-def _refuse_twins(file: SourceFile, columns: Sequence[str]) -> None:
-    names = {"row": "row"}
-    for column in columns:
-        if names.setdefault(column.lower(), column) != column or column == "row":
-            raise SourceError(
-                f"{file.path}: column {column!r} cannot be told from {names[column.lower()]!r}: capitals do not tell "
-                "columns apart, and 'row' is the number of the row. Give it another name in the export"
-            )
-
-
-def _require(file: SourceFile, used: Sequence[str], found: Sequence[str], remedy: str) -> None:
-    for column in used:
-        if column not in found:
-            close = get_close_matches(column, found, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise SourceError(f"{file.path}: column {column!r} is missing{hint}; found {list(found)}. {remedy}")
-        if found.count(column) > 1:
-            raise SourceError(
-                f"{file.path}: column {column!r} stands {found.count(column)} times in the header, so its values "
-                "cannot be told apart; give the columns different names"
-            )
 
 
 def _read_parquet(connection: Any, file: SourceFile, used: Sequence[str], remedy: str, numbered: bool) -> ibis.Table:
