@@ -95,8 +95,8 @@ def list_files(path: str, folder: Path, field: str) -> list[SourceFile]:
         found = [p for p in whole.rglob("*") if p.is_file() and _suffix(p) in FORMATS and not p.name.startswith(".")]
         base = whole
     else:
-        base = Path(*itertools.takewhile(lambda part: not any(sign in part for sign in "*?["), whole.parts))
-        found = [p for p in base.glob(str(whole.relative_to(base))) if p.is_file()] if base != whole else []
+        base = next(parent for parent in whole.parents if parent.is_dir())
+        found = [p for p in base.glob(str(whole.relative_to(base))) if p.is_file()]
     if not found:
         raise SourceError(
             f"{whole}: no file there ({field}); expected a CSV, Parquet or JSON-lines file, a folder of them or a glob"
@@ -179,7 +179,7 @@ def read_json_lines(
         encoding = known_encoding(first, encoding)
         if numbered or not _read_objects(connection, file, first, encoding, columns, required, lists):
             _read_lines(connection, file, encoding, columns, required, lists, remedy)
-    kept = ", ".join(_quoted(column) for column in columns)
+    kept = ", ".join(quoted(column) for column in columns)
     return connection.sql(f"SELECT row, {kept} FROM {_identifier(file)} WHERE ok")
 
 
@@ -198,8 +198,8 @@ def _read_objects(
     """
     name = _identifier(file)
     kinds = ", ".join(f"{_literal(c)}: '{'VARCHAR[]' if c in lists else 'VARCHAR'}'" for c in columns)
-    fields = ", ".join(f"coalesce({_quoted(c)}, []) AS {_quoted(c)}" if c in lists else _quoted(c) for c in columns)
-    nothing = " AND ".join(f"{_quoted(c)} IS NULL" for c in required)
+    fields = ", ".join(f"coalesce({quoted(c)}, []) AS {quoted(c)}" if c in lists else quoted(c) for c in columns)
+    nothing = " AND ".join(f"{quoted(c)} IS NULL" for c in required)
     plain = not is_compressed(file.path) and encoding == "utf-8" and not first.startswith(codecs.BOM_UTF8)
     try:
         with nullcontext(file.path) if plain else piped(blocks(file.path, encoding)) as path:
@@ -211,7 +211,7 @@ def _read_objects(
     except duckdb.Error:
         return False
     ((without, *found),) = connection.raw_sql(
-        f"SELECT count(*) FILTER ({nothing}), {', '.join(f'count({_quoted(c)})' for c in required)} FROM {name}"
+        f"SELECT count(*) FILTER ({nothing}), {', '.join(f'count({quoted(c)})' for c in required)} FROM {name}"
     ).fetchall()
     return without == 0 and all(found)
 
@@ -235,7 +235,7 @@ def _read_lines(
     with piped(blocks(file.path, encoding, one_line_end=True)) as path:
         connection.raw_sql(
             f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT row, ok, if(ok, NULL, text) AS text, "
-            + ", ".join(f"{field} AS {_quoted(column)}" for column, field in zip(columns, fields, strict=True))
+            + ", ".join(f"{field} AS {quoted(column)}" for column, field in zip(columns, fields, strict=True))
             + "".join(f", found[{columns.index(c) + 1}] IS NOT NULL AS has_{n}" for n, c in enumerate(required))
             + " FROM (SELECT *, found IS NOT NULL AND starts_with(text, '{') AS ok FROM ("
             f"SELECT *, TRY(json_extract(text, [{places}])) AS found FROM (SELECT row_number() OVER () AS row, "
@@ -266,7 +266,7 @@ def read_separated(
 
     """
     name = _identifier(file)
-    fields = ", ".join(f"fields[{n}] AS {_quoted(column)}" for n, column in enumerate(columns, 1))
+    fields = ", ".join(f"fields[{n}] AS {quoted(column)}" for n, column in enumerate(columns, 1))
     expected = f"expected {len(columns)} fields separated by {separator!r}"
     with _translated(file):
         if not first_bytes(file.path):
@@ -279,7 +279,7 @@ def read_separated(
                 f"{_literal(separator)}) AS fields FROM (SELECT row_number() OVER () AS line, text "
                 f"FROM {_lines(path)}) WHERE trim(text) <> ''))"
             )
-    kept = ", ".join(_quoted(column) for column in columns)
+    kept = ", ".join(quoted(column) for column in columns)
     return connection.sql(f"SELECT row, {kept} FROM {name} WHERE ok")
 
 
@@ -369,7 +369,8 @@ def _require(file: SourceFile, used: Sequence[str], found: Sequence[str], remedy
 
 def unreadable(file: SourceFile, error: Exception) -> SourceError:
     """Translate a library's message about a file into one that names the file and the remedy."""
-    what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    what, *more = str(error).strip().splitlines() or [type(error).__name__]
+    what = " ".join([what, *(line for line in more if line.startswith("Maximum line size"))])
     return SourceError(
         f"{file.path}: cannot be read as {FORMATS.get(_suffix(file.path), 'text')}: {what}. Expected UTF-8 text or "
         "Parquet that opens whole; export the file again, or convert it (iconv -f latin1 -t utf-8)"
@@ -388,7 +389,7 @@ def _translated(file: SourceFile) -> Iterator[None]:
 
 def _no_rows(connection: Any, file: SourceFile, columns: Sequence[str], lists: Collection[str] = ()) -> ibis.Table:
     log.warning("%s is empty: no header and no rows", file.path)
-    fields = "".join(f", NULL::VARCHAR{'[]' if c in lists else ''} AS {_quoted(c)}" for c in dict.fromkeys(columns))
+    fields = "".join(f", NULL::VARCHAR{'[]' if c in lists else ''} AS {quoted(c)}" for c in dict.fromkeys(columns))
     return connection.sql(f"SELECT NULL::BIGINT AS row{fields} WHERE false")
 
 
@@ -424,7 +425,7 @@ def _read_parquet(connection: Any, file: SourceFile, used: Sequence[str], remedy
         found = connection.sql(f"FROM read_parquet({_one_file(file.path)}, hive_partitioning=false)").columns
         _require(file, used, found, remedy)
         return connection.sql(
-            f"SELECT {', '.join(['file_row_number + 1 AS row', *map(_quoted, used)])} "
+            f"SELECT {', '.join(['file_row_number + 1 AS row', *map(quoted, used)])} "
             f"FROM read_parquet({_one_file(file.path)}, file_row_number=true, hive_partitioning=false)"
         )
 
@@ -447,7 +448,7 @@ def _read_csv(
         _require(file, used, header, remedy)
         # Nothing is left to DuckDB to guess: its sniffer refuses a whole file for one stray quote among the first rows.
         columns = ", ".join(f"'c{n}': 'VARCHAR'" for n in range(len(header)))
-        fields = [f"c{header.index(column)} AS {_quoted(column)}" for column in used]
+        fields = [f"c{header.index(column)} AS {quoted(column)}" for column in used]
         name = _identifier(file)
 
         def rows(path: Path | str) -> str:
@@ -491,11 +492,12 @@ def _lines(path: str) -> str:
     """The lines of a file as a relation of the one column ``text``: no line of text holds the character 1."""
     return (
         f"read_csv({_one_file(path)}, columns={{'text': 'VARCHAR'}}, header=false, auto_detect=false, delim='\x01', "
-        "quote='', escape='', max_line_size=16777216, hive_partitioning=false)"
+        "quote='', escape='', max_line_size=33554432, hive_partitioning=false)"
     )
 
 
-def _quoted(column: str) -> str:
+def quoted(column: str) -> str:
+    """Return the name of a column as it stands in SQL."""
     return '"' + column.replace('"', '""') + '"'
 
 

@@ -15,7 +15,7 @@ from recsys_tasks.errors import SourceError
 from recsys_tasks.expressions import columns_of, to_sql
 from recsys_tasks.shop import EventFiles, ItemFiles, Tabular
 from recsys_tasks.sources.base import EVENT_FIELDS, EVENT_ITEM_FIELDS, ITEM_FIELDS, EventRules, SourceFile
-from recsys_tasks.sources.files import CORRECT_THE_MAPPING, FileSource, list_files, read_table, refuse_twins
+from recsys_tasks.sources.files import CORRECT_THE_MAPPING, FileSource, list_files, quoted, read_table, refuse_twins
 
 FILTERED = "filtered"
 """The event type of rows that ``filter`` leaves out."""
@@ -66,11 +66,9 @@ class TabularSource(FileSource):
         """Return the mapped fields of one catalogue file; a header that stands there again has no ``item_id``."""
         columns = self.config.items.columns.model_dump()
         items = self._read(connection, file, ITEM_FIELDS, columns, self.config.items, numbered=True)
-        return (
-            items.mutate(item_id=items.item_id.nullif(columns["item_id"]))
-            if items.item_id.type().is_string()
-            else items
-        )
+        if not items.item_id.type().is_string():
+            return items
+        return items.mutate(item_id=items.item_id.nullif(columns["item_id"]))
 
     def _read(
         self,
@@ -126,9 +124,9 @@ def _with_column(
 ) -> ibis.Table:
     strings = [column for column, kind in raw.schema().items() if kind.is_string()]
     sql = to_sql(expression, strings)
-    kept = ", ".join(f'"{column.replace(chr(34), chr(34) * 2)}"' for column in raw.columns if column != name)
+    kept = ", ".join(quoted(column) for column in raw.columns if column != name)
     try:
-        table = connection.sql(f'SELECT {kept}, {sql} AS "{name.replace(chr(34), chr(34) * 2)}" FROM ({raw.compile()})')
+        table = connection.sql(f"SELECT {kept}, {sql} AS {quoted(name)} FROM ({raw.compile()})")
     except duckdb.Error as error:
         what = str(error).splitlines()[0]
         raise SourceError(f"{file.path}: {key}: {expression!r} cannot be computed: {what}. Correct it") from error

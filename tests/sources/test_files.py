@@ -134,6 +134,17 @@ def test_a_latin_1_file_of_json_lines_is_refused_with_its_line(read):
         read("log.jsonl", b'{"user":1,"item":2}\n{"user":"caf\xe9"}\n')
 
 
+def test_json_lines_may_be_long_and_one_that_is_too_long_is_told(tmp_path, connection):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(OBJECTS[0] + b'\n{"user":"' + b"x" * (20 << 20) + b'"}\n')
+    numbered, unnumbered = both_ways(connection, path)
+    assert numbered == unnumbered
+    assert len(numbered[0]) == 2
+    path.write_bytes(OBJECTS[0] + b'\n{"user":"' + b"x" * (40 << 20) + b'"}\n')
+    with pytest.raises(SourceError, match="Line: 2 Maximum line size of 33554432 bytes exceeded"):
+        both_ways(connection, path)
+
+
 LINES = b"".join(json.dumps({"user": n, "item": n * 7919 % 5000}).encode() + b"\n" for n in range(20_000))
 TABLE = HEAD + b"".join(b'u%d,"i\n%d"\n' % (n, n * 7919 % 5000) for n in range(20_000))
 
@@ -292,7 +303,8 @@ def test_a_file_whose_name_holds_the_signs_of_a_glob_is_that_file(tmp_path, read
     (tmp_path / "a[1]").mkdir()
     (tmp_path / "a[1]" / "x.csv").write_bytes(HEAD)
     assert [file.name for file in list_files("a[1]", tmp_path, "path")] == ["x.csv"]
-    assert len(list_files("log?.csv".replace("?", "[0-9]"), tmp_path, "path")) == 1
+    assert [file.name for file in list_files("a[1]/*.csv", tmp_path, "path")] == ["x.csv"]
+    assert [file.name for file in list_files("log[0-9].csv", tmp_path, "path")] == ["log1.csv"]
 
 
 def test_hidden_files_of_a_folder_are_left_alone(tmp_path):
