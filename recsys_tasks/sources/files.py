@@ -13,7 +13,7 @@ import logging
 import re
 from bisect import bisect
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -301,17 +301,15 @@ def _rejects_of_csv(connection: Any, file: SourceFile) -> list[Reject]:
         f"SELECT line, any_value(error_message ORDER BY column_idx), any_value(csv_line), any_value(delimiter) "
         f"FROM {name}_rejects JOIN {name}_scans USING (scan_id) GROUP BY line ORDER BY line"
     ).fetchall()
-    for line, reason, text, _ in found:
-        if "quote" in reason and "\n" in (text or "").strip():
+    blank = _blank_lines(file, found[0][3], found[-1][0]) if found else []
+    found = [(line - bisect(blank, line), reason, text or "") for line, reason, text, _ in found]
+    for line, reason, text in found:
+        if "quote" in reason and "\n" in text.strip():
             raise SourceError(
                 f"{file.path}: the quote that opens at row {line - 1} is not closed, so the rows after it "
                 f"cannot be told apart: {text[:80]!r}. Export the file again with its quotes doubled"
             )
-    blank = _blank_lines(file, found[0][3], found[-1][0]) if found else []
-    return [
-        Reject(line - bisect(blank, line), _explained(reason), (text or "").strip("\r\n"))
-        for line, reason, text, _ in found
-    ]
+    return [Reject(line, _explained(reason), text.strip("\r\n")) for line, reason, text in found]
 
 
 def _explained(reason: str) -> str:
@@ -333,7 +331,10 @@ def _blank_lines(file: SourceFile, delimiter: str, last: int) -> list[int]:
     if b"" not in lines():
         return []
     records = csv.reader((line.decode("latin-1") + "\n" for line in lines()), delimiter=delimiter)
-    return [number for number, record in itertools.islice(enumerate(records, 1), last) if not record]
+    found: list[int] = []
+    with suppress(csv.Error):  # a field of more than 128 KiB: blank lines after it stay unseen
+        found.extend(number for number, record in itertools.islice(enumerate(records, 1), last) if not record)
+    return found
 
 
 def refuse_twins(file: SourceFile, columns: Sequence[str]) -> None:
@@ -408,7 +409,7 @@ def _format(file: SourceFile) -> str:
 
 
 def _told_by_path(path: Path) -> dict[str, str | None]:
-    # Columns of Hive's layout: the folder ``country=UK`` holds rows of that country.
+    """Columns of Hive's layout: the folder ``country=UK`` holds rows of that country."""
     pairs = [part.split("=", 1) for part in path.parent.parts if "=" in part]
     return {name: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, value in pairs}
 

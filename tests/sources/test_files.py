@@ -203,6 +203,12 @@ def test_broken_lines_are_numbered_among_the_rows_whatever_blank_lines_there_are
     assert read("log.csv.gz", gzip.compress(content)) == (rows, rejects)
 
 
+def test_an_open_quote_is_told_with_its_row_whatever_blank_lines_and_long_fields_there_are(read):
+    with pytest.raises(SourceError, match="the quote that opens at row 3 is not closed"):
+        read("log.csv", HEAD + b'u1,a\n\n\nu2,b\n"u3,c\n' + b"u,i\n" * 50_000)
+    assert read("long.csv", HEAD + b"u1," + b"x" * 200_000 + b"\n\nbroken\nu,i\n")[1] == [(4, "broken")]
+
+
 def test_blank_lines_before_the_header_are_skipped(read):
     assert read("log.csv", b"\n\r\n\n" + HEAD + b"u,i\nbroken\n") == ([(1, "u", "i")], [(3, "broken")])
 
