@@ -146,7 +146,8 @@ def read_table(
         table = _read_parquet(connection, file, inside, remedy, numbered)
     else:
         table = _read_csv(connection, file, inside, remedy, numbered, delimiter, encoding)
-    return table.mutate(**{name: ibis.literal(told[name], "string") for name in columns if name in told})
+    added = {name: ibis.literal(told[name], "string") for name in columns if name in told}
+    return table.mutate(**added) if added else table
 
 
 def read_json_lines(
@@ -481,8 +482,10 @@ def _header(
             line = first[: error.start].decode(encoding, "ignore").count("\n") + 1
             raise wrong_encoding(file.path, line, encoding) from error
     best: tuple[int, str, list[str]] = (0, ",", [])
+    stream = io.StringIO(text[: 1 << 16], newline="")
     for sign in [delimiter] if delimiter else ",\t;|":
-        records = csv.reader(io.StringIO(text, newline=""), delimiter=sign)
+        stream.seek(0)
+        records = csv.reader(stream, delimiter=sign)
         skipped, header = next(((n, record) for n, record in enumerate(records) if record), (0, []))
         if (len({*used} & {*header}), len(header)) > (len({*used} & {*best[2]}), len(best[2])):
             best = skipped, sign, header
