@@ -165,6 +165,16 @@ class _Reader:
                 f"{file.path}: cannot be read: {what}. Expected a whole file in UTF-8; export it again, or convert it "
                 "(iconv -f latin1 -t utf-8)"
             ) from error
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop what the reader staged of this file."""
+        tables = self.connection.con.execute(
+            "SELECT table_name FROM duckdb_tables() WHERE starts_with(table_name, 'file_')"
+        )
+        for (name,) in tables.fetchall():
+            self.connection.raw_sql(f'DROP TABLE "{name}"')
 
     def _judge(self, table: str, file: SourceFile, folder: Path, numbered: bool) -> None:
         match table:

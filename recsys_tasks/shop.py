@@ -1,5 +1,6 @@
 """The shop file: everything Nightcart must know about one shop, in one YAML file that a person can review."""
 
+import codecs
 import re
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from recsys_tasks.errors import ShopFileError
+from recsys_tasks.expressions import checked
 
 EventType = Literal["view", "click", "cart", "favourite", "purchase", "coupon", "rating", "return"]
 
@@ -40,7 +42,22 @@ def _with_zone(instant: datetime) -> datetime:
     return instant.astimezone(UTC)
 
 
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+        return codecs.lookup(name).name
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"{name!r} is no encoding; expected one such as utf-8, latin-1, cp1252 or utf-16") from error
+
+
+def _no_quote(sign: str) -> str:
+    if len(sign) != 1 or sign in '"\r\n':
+        raise ValueError(f"{sign!r} cannot separate fields; expected one character that is no quote and no line end")
+    return sign
+
+
 Instant = Annotated[datetime, AfterValidator(_with_zone)]
+Expression = Annotated[str, AfterValidator(checked)]
 
 
 class _Strict(BaseModel):
@@ -61,12 +78,30 @@ class EventColumns(_Strict):
     event_id: str | None = None
 
 
+class _Files(_Strict):
+    """How files of any kind are read."""
+
+    delimiter: Annotated[str, AfterValidator(_no_quote)] | None = Field(
+        None, description="of CSV: any one character; found among comma, tab, semicolon and pipe where none is given"
+    )
+    encoding: Annotated[str, AfterValidator(_known_encoding)] | None = Field(
+        None, description="of text, e.g. latin-1, cp1252 or utf-16; utf-8 where none is given"
+    )
+    derive: dict[str, Expression] = Field(
+        default_factory=dict,
+        description="new column -> SQL expression over the columns of a row, e.g. revenue: Quantity * UnitPrice",
+    )
+
+
 class EventMapping(_Strict):
     """How to read the event log."""
 
     columns: EventColumns
     event_type: EventType = Field("purchase", description="type of every row, where no column tells it")
-    event_types: dict[str, EventType] = Field(default_factory=dict, description="the shop's word -> event type")
+    event_types: dict[str, EventType | None] = Field(
+        default_factory=dict,
+        description="the shop's word -> event type; rows of a word -> null are left out and counted apart",
+    )
     negative_value: Literal["quarantine", "return"] = Field(
         "quarantine", description="what a purchase with a negative value is: a bad row, or a return"
     )
@@ -74,10 +109,13 @@ class EventMapping(_Strict):
     timestamp_unit: Literal["s", "ms", "us"] | None = Field(None, description="for timestamps that count since 1970")
 
 
-class EventFiles(EventMapping):
+class EventFiles(_Files, EventMapping):
     """Where the event log lies and how to read it."""
 
     path: str = Field(description="file, folder or glob; relative paths are relative to the shop file")
+    filter: Expression | None = Field(
+        None, description="SQL condition over the columns of a row; rows it is not true of are left out, counted apart"
+    )
 
 
 class ItemColumns(_Strict):
@@ -111,10 +149,17 @@ class ItemMapping(_Strict):
         return self
 
 
-class ItemFiles(ItemMapping):
+class ItemFiles(_Files, ItemMapping):
     """The catalogue: files of its own, or (without ``path``) columns of the event rows."""
 
     path: str | None = None
+
+    @model_validator(mode="after")
+    def _options_are_of_files(self) -> Self:
+        for key in ("delimiter", "encoding", "derive"):
+            if not self.path and getattr(self, key):
+                raise ValueError(f"{key} is for items with a path; these are columns of the events, so set it there")
+        return self
 
 
 class UserColumns(_Strict):
@@ -379,6 +424,19 @@ class Shop(_Strict):
         return {**DEFAULT_WEIGHTS, **self.event_weights}[event_type]  # type: ignore[index]
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML says that keys are unique; PyYAML takes the last of several without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise yaml.YAMLError(f"key {key.value!r} on line {line} stands on line {lines[key.value]} already")
+            lines[str(key.value)] = line
+        return super().construct_mapping(node, deep)
+
+
 def load_shop(name_or_path: str, shops: Path) -> Shop:
     """Read and check a shop file.
 
@@ -402,7 +460,7 @@ def load_shop(name_or_path: str, shops: Path) -> Shop:
         known = sorted(p.stem for p in shops.glob("*.yaml"))
         raise ShopFileError(f"{path}: no such shop file; expected a path ending in .yaml or one of {known}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ShopFileError(f"{path}: not YAML: {without_secrets(str(error))}") from None
     if not isinstance(content, dict):

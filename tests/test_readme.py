@@ -6,6 +6,7 @@ from typing import get_args
 import duckdb
 import pyarrow as pa
 import pytest
+import yaml
 
 from recsys_tasks.contract import PLACEMENTS, RECOMMENDATIONS
 from recsys_tasks.lake import Lake, write_table
@@ -77,6 +78,13 @@ def test_the_shop_in_ten_lines_is_a_shop(tmp_path):
     assert len([line for line in text.splitlines() if line.strip()]) <= 11
     (tmp_path / "my_shop.yaml").write_text(text)
     assert load_shop(str(tmp_path / "my_shop.yaml"), tmp_path).name == "my_shop"
+
+
+def test_the_options_of_an_export_belong_to_the_shop_in_ten_lines(tmp_path):
+    shop, options = (yaml.safe_load(text) for text in snippets("yaml")[:2])
+    shop["source"]["events"] |= options
+    (tmp_path / "my_shop.yaml").write_text(yaml.safe_dump(shop))
+    assert load_shop(str(tmp_path / "my_shop.yaml"), tmp_path).source.events.delimiter == "^"
 
 
 def test_the_table_of_steps_names_the_tasks_in_their_order(dagbag):

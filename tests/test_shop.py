@@ -70,6 +70,10 @@ def test_a_good_shop_has_the_defaults_and_knows_its_file(tmp_path):
         ("source.items.columns.titel", "x", "source.items.columns.titel", "title"),
         ("windows.validation_day", 7, "windows.validation_day", "validation_days"),
         ("tiers.loyall", 7, "tiers.loyall", "loyal"),
+        ("source.events.delimeter", ";", "source.events.delimeter", "delimiter"),
+        ("source.items.encodng", "latin-1", "source.items.encodng", "encoding"),
+        ("source.events.derived", {}, "source.events.derived", "derive"),
+        ("source.events.filters", "a > 1", "source.events.filters", "filter"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_key_it_may_have_meant(refusal, key, value, field, suggestion):
@@ -190,6 +194,22 @@ def test_an_unknown_key_that_looks_like_none_is_refused_without_a_suggestion(ref
         ("event_weights", {"view": -1}, "event_weights.view: Input should be greater than or equal to 0, got -1"),
         ("source.events.event_types", {"buy": "purchas"}, "source.events.event_types.buy: Input should be 'view'"),
         ("source.events.timestamp_unit", "ns", "source.events.timestamp_unit: Input should be 's', 'ms' or 'us'"),
+        (
+            "source.events.delimiter",
+            "::",
+            "source.events.delimiter: '::' cannot separate fields; expected one",
+        ),
+        ("source.events.delimiter", '"', "source.events.delimiter: '\"' cannot separate fields"),
+        (
+            "source.events.encoding",
+            "latin1000",
+            "source.events.encoding: 'latin1000' is no encoding; expected",
+        ),
+        ("source.events.encoding", "base64", "source.events.encoding: 'base64' is no encoding"),
+        ("source.events.filter", "Quantity >", "source.events.filter: 'Quantity >' is no SQL expression"),
+        ("source.events.filter", "", "source.events.filter: '' is no SQL expression"),
+        ("source.events.derive", {"n": "getenv('HOME')"}, "source.events.derive.n: \"getenv('HOME')\": "),
+        ("source.items", {"encoding": "latin-1"}, "source.items: encoding is for items with a path"),
         ("unknown_items", "drop", "unknown_items: Input should be 'quarantine' or 'keep', got 'drop'"),
         ("models", ["popular"], "models: Input should be a valid dictionary, got ['popular']"),
     ],
@@ -226,6 +246,18 @@ def test_all_faults_of_a_file_are_told_at_once(refusal):
 
 def test_a_shop_file_that_is_not_yaml_is_refused(refusal):
     assert "not YAML" in refusal("name: [corner\nsource: {")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "first", "second"),
+    [
+        (GOOD + "name: other\n", "name", 1, 8),
+        (GOOD.replace("    path: events.csv\n", "    path: a.csv\n    path: b.csv\n"), "path", 6, 7),
+        (GOOD + "event_weights: {view: 1, cart: 1,\n view: 2}\n", "view", 8, 9),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(refusal, text, key, first, second):
+    assert f"key {key!r} on line {second} stands on line {first} already" in refusal(text)
 
 
 def test_a_shop_file_that_is_not_text_is_refused(tmp_path):

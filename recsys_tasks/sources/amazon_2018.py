@@ -42,7 +42,7 @@ class Amazon2018Source(FileSource):
     def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the reviews, verified or not."""
         required = ("reviewerID", "asin", "overall", "unixReviewTime")
-        t = read_json_lines(connection, file, required, remedy=REMEDY)
+        t = read_json_lines(connection, file, required, remedy=REMEDY, numbered=numbered)
         fields = {"user_id": t.reviewerID, "item_id": t.asin, "timestamp": t.unixReviewTime, "value": t.overall}
         null = ibis.null("string")
         return t.select("row", **{name: fields.get(name, null) for name in EVENT_FIELDS + EVENT_ITEM_FIELDS})

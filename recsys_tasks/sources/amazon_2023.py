@@ -41,7 +41,7 @@ class Amazon2023Source(FileSource):
     def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the reviews, verified or not."""
         required = ("user_id", "parent_asin", "rating", "timestamp")
-        t = read_json_lines(connection, file, required, remedy=REMEDY)
+        t = read_json_lines(connection, file, required, remedy=REMEDY, numbered=numbered)
         fields = {"user_id": t.user_id, "item_id": t.parent_asin, "timestamp": t.timestamp, "value": t.rating}
         null = ibis.null("string")
         return t.select("row", **{name: fields.get(name, null) for name in EVENT_FIELDS + EVENT_ITEM_FIELDS})

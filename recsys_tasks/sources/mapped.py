@@ -21,7 +21,8 @@ class MappedSource(FileSource):
         events = self.config.events
         return EventRules(
             event_type=None if events.columns.event_type else events.event_type,
-            event_types=events.event_types,
+            event_types={word: kind for word, kind in events.event_types.items() if kind},
+            left_out=tuple(word for word, kind in events.event_types.items() if not kind),
             event_ids=events.columns.event_id is not None,
             negative_value=events.negative_value,
             timestamp_format=events.timestamp_format,
@@ -43,11 +44,13 @@ class MappedSource(FileSource):
 
     def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the mapped fields of one event file."""
-        return self._read(connection, file, EVENT_FIELDS + EVENT_ITEM_FIELDS, self.event_columns)
+        raw = self._raw(connection, file, self.event_columns, "events", numbered)
+        return self._select(raw, EVENT_FIELDS + EVENT_ITEM_FIELDS, self.event_columns)
 
     def read_items(self, connection: Any, file: SourceFile) -> ibis.Table:
         """Return the mapped fields of one catalogue file."""
-        return self._read(connection, file, ITEM_FIELDS, self.item_columns)
+        raw = self._raw(connection, file, self.item_columns, "items", numbered=True)
+        return self._select(raw, ITEM_FIELDS, self.item_columns)
 
     def read_users(self, connection: Any, file: SourceFile) -> ibis.Table:
         """Return the id and the attributes of one file of customers."""
@@ -58,10 +61,13 @@ class MappedSource(FileSource):
         attributes = {name: raw[name].cast("string") for name in users.attributes}
         return raw.select("row", user_id=raw[users.columns.user_id], **attributes)
 
-    def _read(
-        self, connection: Any, file: SourceFile, fields: tuple[str, ...], columns: Mapping[str, Any]
+    def _raw(
+        self, connection: Any, file: SourceFile, columns: Mapping[str, Any], table: str, numbered: bool
     ) -> ibis.Table:
-        raw = read_table(connection, file, used(columns))
+        """The columns that the mapping names, and ``row``."""
+        return read_table(connection, file, used(columns), numbered=numbered)
+
+    def _select(self, raw: ibis.Table, fields: tuple[str, ...], columns: Mapping[str, Any]) -> ibis.Table:
         return raw.select("row", **{name: self._field(raw, name, columns.get(name)) for name in fields})
 
     def _field(self, raw: ibis.Table, name: str, mapped: str | list[str] | None) -> ibis.Value:

@@ -67,7 +67,7 @@ class MovieLensSource(FileSource):
     def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the ratings."""
         if file.name == "ratings.csv":
-            t = read_table(connection, file, RATINGS, REMEDY)
+            t = read_table(connection, file, RATINGS, REMEDY, numbered=numbered)
         else:
             t = read_separated(connection, file, RATINGS, "\t" if file.name == "u.data" else "::")
         fields = {"user_id": t.userId, "item_id": t.movieId, "timestamp": t.timestamp, "value": t.rating}

@@ -45,7 +45,7 @@ class Rees46Source(FileSource):
 
     def read_events(self, connection: Any, file: SourceFile, *, numbered: bool = True) -> ibis.Table:
         """Return the events with brand and category of their items."""
-        t = read_table(connection, file, COLUMNS, REMEDY)
+        t = read_table(connection, file, COLUMNS, REMEDY, numbered=numbered)
         code, brand = t.category_code.strip().nullif(""), t.brand.strip().nullif("")
         kind = code.re_extract(r"[^.]*$", 0).replace("_", " ")
         fields = {

@@ -178,7 +178,7 @@ def test_reviews_in_the_place_of_the_metadata_are_refused_with_what_to_do(shop):
 
 def test_half_a_download_is_refused_by_name(shop):
     many = [REVIEW | {"reviewerID": f"A{n * 7919 % 5000}"} for n in range(3000)]
-    with pytest.raises(SourceError, match=r"CDs_and_Vinyl\.json\.gz: cannot be read as json"):
+    with pytest.raises(SourceError, match=r"CDs_and_Vinyl\.json\.gz: cannot be read: .* bytes of content"):
         shop(many, squeeze=lambda content: gzip.compress(content)[: -len(gzip.compress(content)) // 3])
 
 
