@@ -196,7 +196,7 @@ class _Ingestion:
             catalogue = self._catalogue()
             strangers = history.items.filter(pc.invert(pc.is_in(history.items, catalogue[ITEM_ID].combine_chunks())))
         else:
-            catalogue, strangers = self._items_of_events(days), []
+            catalogue, strangers = self._items_of_events(days), pa.array([], pa.string())
         if self.shop.unknown_items == "keep":
             bare = [{ITEM_ID: item, "available": True} for item in strangers.to_pylist()]
             catalogue = pa.concat_tables([catalogue, pa.Table.from_pylist(bare, ITEMS)])
@@ -540,12 +540,12 @@ class _Ingestion:
     def _empty_night(self) -> str:
         where = f"{self.shop.file}: an empty night: no usable event before as_of {self.instant.isoformat()}"
         count, files = self.counts["events"], len(self.of["events"])
-        faults = self._faults("events")
+        faults, found = self._faults("events"), []
         if faults is not None:
             only_broken = set(count["reasons"]) == {"line"}
-            (first,) = self.engine.table(
-                faults.filter(only_broken | (faults.field != "line")).order_by(["file", "row"]).limit(1)
-            ).to_pylist()
+            faults = faults.filter(only_broken | (faults.field != "line")).order_by(["file", "row"]).limit(1)
+            found = self.engine.table(faults).to_pylist()
+        for first in found:
             if only_broken:
                 return (
                     f"{where}: none of {count['read']:,} lines could be used. "
@@ -562,7 +562,10 @@ class _Ingestion:
             )
         if count["later"]:
             rows = self._rows("events")
-            (first,) = self.engine.table(rows.aggregate(time=rows.time.min())).to_pylist()
+            good = rows.filter(rows.reason.isnull(), rows.left_out.isnull())
+            (first,) = self.engine.table(good.aggregate(time=good.time.min())).to_pylist()
+            if first["time"] is None:
+                return f"{where}, and none of {count['later']:,} later rows is usable. Check the clock they came from"
             return f"{where}; the log begins at {_iso(first['time'])}. Give a later as_of"
         others = "".join(f", {n:,} {word} rows left out" for word, n in count.get("left_out", {}).items())
         return f"{where}: {count['read']:,} rows in {files} file(s){others}. Check that the export ran"

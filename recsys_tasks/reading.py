@@ -108,8 +108,13 @@ class _Reader:
         self.spill = tempfile.TemporaryDirectory(prefix="nightcart-")
         self.connection = connect(Path(self.spill.name))
         self.judgements: dict[Any, str] = {}
-        # Timestamps without a zone are read in the session's zone.
-        self.connection.raw_sql(f"SET TimeZone = '{shop.time_zone or 'UTC'}'")
+        try:  # timestamps without a zone are read in the session's zone
+            self.connection.raw_sql(f"SET TimeZone = '{shop.time_zone or 'UTC'}'")
+        except duckdb.Error as error:
+            raise ShopFileError(
+                f"{shop.file}: time_zone: {shop.time_zone!r} is not the same everywhere; expected an IANA name such as "
+                "UTC or Europe/London"
+            ) from error
         if form := self.source.rules.timestamp_format:
             try:
                 self.connection.con.execute("SELECT try_strptime('', $1)", [form])
@@ -159,7 +164,7 @@ class _Reader:
                 self._judge(table, file, folder, numbered)
             described["bad"] = self._write_quarantine(table, file, folder, bad)
             described["numbered"] = numbered
-        except duckdb.Error as error:
+        except (duckdb.Error, pa.ArrowException, ibis.IbisError) as error:  # the latter of types that are no value
             what = str(error).strip().splitlines()[0]
             raise SourceError(
                 f"{file.path}: cannot be read: {what}. Expected a whole file in UTF-8; export it again, or convert it "

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,6 +153,10 @@ def test_an_item_that_the_catalogue_lacks_may_be_kept_without_a_title(shop):
     assert {item: row["title"] for item, row in found.items.items()} == {"i1": "Tea", "i9": None}
     assert found.items["i9"]["available"] is True
     assert found.quarantine == []
+
+
+def test_items_without_a_catalogue_are_all_known(shop):
+    assert set(shop(GOOD, unknown_items="keep").items) == {"i1"}
 
 
 def test_an_item_that_the_catalogue_learns_of_after_as_of_is_unknown_tonight(shop):
@@ -450,6 +455,29 @@ def test_a_night_of_bad_rows_alone_is_refused_with_the_first_and_the_fields(shop
     assert "though 3 were read. The first, a.csv row 1: user_id is missing" in str(error.value)
     assert "{'timestamp': 2, 'user_id': 1}" in str(error.value)
     assert not list((home / "lake").glob("snapshots/*"))
+
+
+def test_a_night_of_unknown_items_and_a_broken_line_is_refused_with_both(shop):
+    files = {"log/a.csv": HEAD + GOOD + "broken\n", "items.csv": "sku,name,price\ni2,Jug,1\n"}
+    with pytest.raises(ContractError, match=r"though 2 were read\. Faults by field: {'item_id': 1, 'line': 1}"):
+        shop(files, items=CATALOGUE)
+
+
+@pytest.mark.parametrize("user", ["u1", ""])
+def test_a_night_of_later_bad_rows_alone_is_refused(shop, user):
+    bad = GOOD.replace("u1", user).replace("2020-01-05T10:00:00Z", "20000-01-05" if user else "2020-03-05")
+    with pytest.raises(ContractError, match=r"an empty night: .* none of 1 later rows is usable\. Check the clock"):
+        shop(bad)
+
+
+@pytest.mark.parametrize("zone", ["localtime", "posixrules", "right/UTC", "posix/Europe/London"])
+def test_a_time_zone_that_is_not_the_same_everywhere_is_a_fault_of_the_shop_file(shop, zone):
+    try:
+        ZoneInfo(zone)
+    except KeyError:
+        pytest.skip(f"this machine has no {zone}")
+    with pytest.raises(ShopFileError, match=rf"shop\.yaml: time_zone: '{zone}' is not the same everywhere"):
+        shop(GOOD, time_zone=zone)
 
 
 def test_a_night_of_broken_lines_alone_is_refused_with_the_first(shop):
