@@ -77,6 +77,10 @@ def to_sql(text: str, strings: Collection[str]) -> str:
 def _parsed(text: str) -> exp.Expr:
     try:
         found = sqlglot.parse(text, read="duckdb")
+        if found and found[0]:
+            found[0].sql("duckdb")
+    except RecursionError as error:
+        raise ValueError(f"{text[:80]!r}... is nested too deep; expected a shorter expression") from error
     except sqlglot.errors.SqlglotError as error:
         what = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"{text!r} is no SQL expression: {what}. Expected one such as Quantity * UnitPrice") from error

@@ -5,6 +5,7 @@ import re
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from zoneinfo import ZoneInfo
 
@@ -39,7 +40,10 @@ def _known_zone(name: str) -> str:
 def _with_zone(instant: datetime) -> datetime:
     if instant.tzinfo is None:
         raise ValueError(f"{instant.isoformat()} has no time zone; write {instant.isoformat()}Z for UTC")
-    return instant.astimezone(UTC)
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{instant.isoformat()} is no instant in UTC; expected one of the years 1 to 9999") from error
 
 
 def _known_encoding(name: str) -> str:
@@ -60,6 +64,9 @@ Instant = Annotated[datetime, AfterValidator(_with_zone)]
 Expression = Annotated[str, AfterValidator(checked)]
 
 
+Column = Annotated[str, Field(min_length=1)]
+
+
 class _Strict(BaseModel):
     # a value may be a password, and pydantic's own message would show it
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -68,14 +75,14 @@ class _Strict(BaseModel):
 class EventColumns(_Strict):
     """Which column of the export holds which field of an event."""
 
-    user_id: str
-    item_id: str
-    timestamp: str
-    event_type: str | None = None
-    value: str | None = None
-    price: str | None = None
-    session_id: str | None = None
-    event_id: str | None = None
+    user_id: Column
+    item_id: Column
+    timestamp: Column
+    event_type: Column | None = None
+    value: Column | None = None
+    price: Column | None = None
+    session_id: Column | None = None
+    event_id: Column | None = None
 
 
 class _Files(_Strict):
@@ -121,14 +128,14 @@ class EventFiles(_Files, EventMapping):
 class ItemColumns(_Strict):
     """Which column holds which field of an item. ``category`` may name several columns, broad to narrow."""
 
-    item_id: str | None = None
-    title: str | None = None
-    description: str | None = None
-    brand: str | None = None
-    category: str | list[str] | None = None
-    price: str | None = None
-    available: str | None = None
-    updated_at: str | None = None
+    item_id: Column | None = None
+    title: Column | None = None
+    description: Column | None = None
+    brand: Column | None = None
+    category: Column | list[Column] | None = None
+    price: Column | None = None
+    available: Column | None = None
+    updated_at: Column | None = None
 
 
 class ItemMapping(_Strict):
@@ -165,14 +172,14 @@ class ItemFiles(_Files, ItemMapping):
 class UserColumns(_Strict):
     """Which column holds the customer's id."""
 
-    user_id: str
+    user_id: Column
 
 
 class UserMapping(_Strict):
     """What the shop knows of its customers: a row for each."""
 
     columns: UserColumns
-    attributes: list[str] = Field(
+    attributes: list[Column] = Field(
         min_length=1, description="columns to take as strings, under their own names, e.g. country"
     )
 
@@ -388,7 +395,7 @@ class Shop(_Strict):
     archive_until: Instant | None = Field(
         None, description="the log is an archive that ends here: later nights see it as of this instant"
     )
-    event_weights: dict[EventType, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    event_weights: dict[EventType, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     target: EventType = Field("purchase", description="the event that recommendations are to bring about")
     unknown_items: Literal["quarantine", "keep"] = Field(
         "quarantine", description="events of items that the catalogue lacks: bad rows, or items without a title"
@@ -428,13 +435,24 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML says that keys are unique; PyYAML takes the last of several without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key, _ in node.value:
+        lines: dict[str, int] = {}
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        for key in [key for key, _ in pairs if isinstance(key, yaml.ScalarNode)]:
             line = key.start_mark.line + 1
             if key.value in lines:
                 raise yaml.YAMLError(f"key {key.value!r} on line {line} stands on line {lines[key.value]} already")
-            lines[str(key.value)] = line
+            lines[key.value] = line
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """PyYAML lets Python's own errors through: of the date 2020-13-01, of ``!!int much``, of half a character."""
+        try:
+            if isinstance(node, yaml.ScalarNode):
+                node.value.encode()
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            place = f"line {node.start_mark.line + 1}"
+            raise yaml.YAMLError(f"{ascii(node.value)[:80]} on {place} is no {node.tag.split(':')[-1]}") from error
 
 
 def load_shop(name_or_path: str, shops: Path) -> Shop:
@@ -461,7 +479,9 @@ def load_shop(name_or_path: str, shops: Path) -> Shop:
         raise ShopFileError(f"{path}: no such shop file; expected a path ending in .yaml or one of {known}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ShopFileError(f"{path}: not YAML: nested too deep") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ShopFileError(f"{path}: not YAML: {without_secrets(str(error))}") from None
     if not isinstance(content, dict):
         raise ShopFileError(f"{path}: expected keys such as 'name' and 'source', found {type(content).__name__}")
@@ -483,10 +503,15 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(://[^?\s]*)\?\S*", r"\1?***", re.sub(r"://.*@", "://***@", text))
 
 
+_BRIEF = Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 200, 200
+"""Aliases make of ten lines of YAML a value that fills the memory when it is written out."""
+
+
 def _explain(fault: Any) -> str:
     """One line: field, what was expected, what came."""
     place = list(fault["loc"])
-    if place[0] == "source":  # pydantic puts the format after it, which is no key of the file
+    if place[:1] == ["source"]:  # pydantic puts the format after it, which is no key of the file
         del place[1:2]
     field = ".".join(str(part) for part in place)
     if fault["type"] == "extra_forbidden":
@@ -495,9 +520,9 @@ def _explain(fault: Any) -> str:
         return f"{field}: missing; this key is required"
     if fault["type"] == "value_error":
         return f"{field}: {fault['msg'].removeprefix('Value error, ')}"
-    if place[-1] == "url":
+    if place[-1:] == ["url"]:
         return f"{field}: {fault['msg']}"
-    return f"{field}: {fault['msg']}, got {fault['input']!r}"
+    return f"{field}: {fault['msg']}, got {_BRIEF.repr(fault['input'])}"
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:

@@ -210,6 +210,10 @@ def test_an_unknown_key_that_looks_like_none_is_refused_without_a_suggestion(ref
         ("source.events.filter", "", "source.events.filter: '' is no SQL expression"),
         ("source.events.derive", {"n": "getenv('HOME')"}, "source.events.derive.n: \"getenv('HOME')\": "),
         ("source.items", {"encoding": "latin-1"}, "source.items: encoding is for items with a path"),
+        ("source.events.columns.user_id", "", "source.events.columns.user_id: String should have at least 1 character"),
+        ("source.events.filter", "(" * 2000 + "n" + ")" * 2000, "is nested too deep; expected a shorter expression"),
+        ("event_weights", {"view": float("inf")}, "event_weights.view: Input should be a finite number, got inf"),
+        ("archive_until", "9999-12-31T23:59:59-01:00", "archive_until: 9999-12-31T23:59:59-01:00 is no instant in UTC"),
         ("unknown_items", "drop", "unknown_items: Input should be 'quarantine' or 'keep', got 'drop'"),
         ("models", ["popular"], "models: Input should be a valid dictionary, got ['popular']"),
     ],
@@ -246,6 +250,30 @@ def test_all_faults_of_a_file_are_told_at_once(refusal):
 
 def test_a_shop_file_that_is_not_yaml_is_refused(refusal):
     assert "not YAML" in refusal("name: [corner\nsource: {")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("encoder: 2020-13-45", "'2020-13-45' on line 8 is no timestamp"),
+        ("k: !!int many", "'many' on line 8 is no int"),
+        ("k: !!timestamp now", "'now' on line 8 is no timestamp"),
+        ("k: 0x_", "'0x_' on line 8 is no int"),
+        ('encoder: "\\ud800"', "'\\ud800' on line 8 is no str"),
+        ('"\\ud800": 1', "'\\ud800' on line 8 is no str"),
+        ("? [a, b]\n: 1", "found unhashable key"),
+        ("tiers: !!map none", "expected a mapping node, but found scalar"),
+        ("models: " + "[" * 2000, "nested too deep"),
+    ],
+)
+def test_yaml_that_python_cannot_hold_is_refused_with_its_line(refusal, text, expected):
+    assert refusal(GOOD + text + "\n").startswith("not YAML: ")
+    assert expected in refusal(GOOD + text + "\n")
+
+
+def test_aliases_of_aliases_do_not_fill_the_message(refusal):
+    levels = "".join(f"  l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    assert len(refusal(GOOD + "tiers:\n  l0: &l0 [lol]\n" + levels + "  warm: *l11\n")) < 5_000
 
 
 @pytest.mark.parametrize(
