@@ -89,19 +89,34 @@ def list_files(path: str, folder: Path, field: str) -> list[SourceFile]:
 
     """
     whole = folder / path
-    if whole.is_file():
-        found, base = [whole], whole.parent
-    elif whole.is_dir():
-        found = [p for p in whole.rglob("*") if p.is_file() and _suffix(p) in FORMATS and not p.name.startswith(".")]
-        base = whole
-    else:
-        base = next(parent for parent in whole.parents if parent.is_dir())
-        found = [p for p in base.glob(str(whole.relative_to(base))) if p.is_file()]
+    try:
+        base, found = _found(whole)
+    except (OSError, ValueError) as error:  # a name too long, or ** within a word
+        raise SourceError(f"{whole}: {error} ({field}); expected the path of a file, a folder or a glob") from error
     if not found:
         raise SourceError(
             f"{whole}: no file there ({field}); expected a CSV, Parquet or JSON-lines file, a folder of them or a glob"
         )
+    for name in map(str, found):
+        if name != name.encode(errors="replace").decode():
+            raise SourceError(f"{name!a}: this name is not in UTF-8 ({field}); give the file another one")
     return sorted((SourceFile(str(p.relative_to(base)), p) for p in found), key=lambda file: file.name)
+
+
+def _found(whole: Path) -> tuple[Path, list[Path]]:
+    """Return the folder that names are relative to, and the files."""
+    if whole.is_file():
+        return whole.parent, [whole]
+    if whole.is_dir():
+        found = [p for p in whole.rglob("*") if _is_file(p) and _suffix(p) in FORMATS and not p.name.startswith(".")]
+        return whole, found
+    base = next(parent for parent in whole.parents if parent.is_dir())
+    return base, [p for p in base.glob(str(whole.relative_to(base))) if _is_file(p)]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one, or a link to one that is gone: nobody would miss that."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def read_table(
@@ -370,7 +385,7 @@ def unreadable(file: SourceFile, error: Exception) -> SourceError:
 def _translated(file: SourceFile) -> Iterator[None]:
     try:
         yield
-    except (duckdb.Error, OSError, UnicodeDecodeError) as error:
+    except (duckdb.Error, OSError, UnicodeError) as error:
         if "nvalid unicode" in str(error) and (line := re.search(r"Line: (\d+)", str(error))):
             raise wrong_encoding(file.path, int(line[1])) from error
         raise unreadable(file, error) from error

@@ -273,6 +273,13 @@ def test_a_wrong_encoding_is_refused_with_the_line_and_the_key_to_set(read):
         read("log.csv", HEAD + b"u,i\n" * 200_000 + b"\xe9,i\n", encoding="ascii")
 
 
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+@pytest.mark.parametrize("encoding", ["idna", "punycode", "utf-32", "utf-7"])
+def test_an_encoding_that_cannot_be_read_is_refused_by_name(read, name, encoding):
+    with pytest.raises(SourceError, match=rf"{name}: "):
+        read(name, b'user,item\n+2AA-"{",i\n', encoding=encoding)
+
+
 def test_a_damaged_line_of_a_utf_8_file_is_rejected_alone_with_the_key_to_set(tmp_path, connection):
     path = tmp_path / "log.csv"
     path.write_bytes(HEAD + "é,a\n".encode() + b"caf\xe9,b\nu,c\n")

@@ -138,6 +138,12 @@ def test_a_folder_gives_all_its_files_by_name_and_leaves_other_kinds_alone(tmp_p
     assert [row[1:] for row in read(reader)[0]] == [row[1:] for row in EXPECTED]
 
 
+@pytest.mark.parametrize("path", ["a**b", "x" * 300, "log\0"])
+def test_a_path_that_is_none_names_its_field(tmp_path, path):
+    with pytest.raises(SourceError, match=r"source\.events\.path"):
+        source(tmp_path, path).event_files()
+
+
 def test_a_glob_gives_the_files_it_matches_with_names_that_are_the_same_everywhere(tmp_path):
     for month in ("2020-01", "2020-02"):
         (tmp_path / "data" / month).mkdir(parents=True)
@@ -443,6 +449,16 @@ def test_an_expression_that_does_not_fit_the_file_is_named_by_its_key(tmp_path, 
     with pytest.raises(SourceError, match=message) as error:
         events_of(sales(tmp_path, **events))
     assert str(error.value).startswith(f"{tmp_path / 'data' / 'log.csv'}: ")
+
+
+def test_an_expression_that_gives_no_value_is_refused_by_file(tmp_path, home):
+    write(tmp_path, log__csv=SALES)
+    (tmp_path / "shop.yaml").write_text(
+        "{name: corner, source: {format: tabular, events: {path: data, derive: {pieces: interval 1 day}, "
+        "columns: {user_id: customer, item_id: sku, timestamp: at, value: pieces}}}}"
+    )
+    with pytest.raises(SourceError, match=r"log\.csv: cannot be read: .*interval"):
+        ingested(tmp_path / "shop.yaml", "2020-02-01T00:00:00+00:00")
 
 
 def test_numbers_of_parquet_and_json_stand_in_expressions_as_they_are(tmp_path):
