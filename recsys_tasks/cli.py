@@ -171,17 +171,17 @@ def validate(
 
 
 def _print_validation(shop: Shop, found: dict[str, Any]) -> None:
-    out.rule(f"{shop.name}: {shop.file}")
+    out.rule(escape(f"{shop.name}: {shop.file}"))
     for error in found["errors"]:
         out.print(f"[red]stops the night:[/red] {escape(error)}")
     if found["errors"]:
         return
     for line in found["accounting"]:
-        out.print(line)
+        out.print(escape(line))
     if found["faults"]:
         table = Table("table", "field", "rows", "example", "what is wrong", title="in quarantine", title_justify="left")
         for fault in found["faults"][:20]:
-            example = f"{fault['file']} row {fault['row']:,}"
+            example = escape(f"{fault['file']} row {fault['row']:,}")
             table.add_row(fault["table"], fault["field"], f"{fault['rows']:,}", example, escape(fault["reason"]))
         out.print(table)
     if len(found["faults"]) > 20:
@@ -310,13 +310,14 @@ def _show_list(reader: str, placement: str, k: int, as_json: bool) -> None:
         out.print_json(data={"version": now["version"], "placement": placement, "redis_agrees": same, "items": data})
         return
     _print_list(f"{placement} of {reader}", rows[:k], titles)
-    out.print(f"version {now['version']}; Redis holds {'the same list' if same else f'ANOTHER list: {online}'}")
+    out.print(f"version {now['version']}; Redis holds {'the same list' if same else escape(f'ANOTHER list: {online}')}")
 
 
 def _print_list(title: str, rows: list[dict[str, Any]], titles: dict[str, str]) -> None:
-    table = Table("rank", "item", "title", "source", "reason", title=title, title_justify="left")
+    table = Table("rank", "item", "title", "source", "reason", title=escape(title), title_justify="left")
     for row in rows:
-        table.add_row(str(row["rank"]), row["item_id"], titles[row["item_id"]], row["source"], row["reason"])
+        words = (row["item_id"], titles[row["item_id"]], row["source"], row["reason"])
+        table.add_row(str(row["rank"]), *map(escape, words))
     out.print(table)
 
 
@@ -360,7 +361,7 @@ def print_report(lake: Lake) -> None:
     content = _last_report(lake)
     out.rule(f"{content['shop']}, night of {content['as_of']}")
     for line in ingest_step.accounting(content["counts"]):
-        out.print(line)
+        out.print(escape(line))
     out.print(f"the log reaches {content['watermark']}")
     for warning in content["warnings"]:
         out.print(f"[yellow]look at this:[/yellow] {escape(warning)}")

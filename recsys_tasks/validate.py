@@ -18,7 +18,7 @@ from recsys_tasks.ingest import accounting, take_in
 from recsys_tasks.lake import Lake
 from recsys_tasks.reading import read_files
 from recsys_tasks.shop import Shop
-from recsys_tasks.sources import open_source
+from recsys_tasks.sources import SourceFile, open_source
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,14 @@ def validate(
     with tempfile.TemporaryDirectory(prefix="nightcart-") as folder:
         lake = Lake(Path(folder))
         source = open_source(shop)
-        files = [("events", file) for file in source.event_files()] + [("items", file) for file in source.item_files()]
-        files += [("users", file) for file in source.user_files()]
+        listed = {"events": source.event_files, "items": source.item_files, "users": source.user_files}
+        files: list[tuple[str, SourceFile]] = []
         errors = []
+        for table, list_them in listed.items():
+            try:
+                files += [(table, file) for file in list_them()]
+            except NightcartError as error:
+                errors.append(str(error))
         for n, file in enumerate(files, 1):
             try:
                 list(read_files([file], str(shop.file), lake.root, time.time(), source=source))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from recsys_tasks.cli import STEPS, app
+from recsys_tasks.cli import STEPS, _print_list, app
 from recsys_tasks.errors import NothingInLake
 
 
@@ -93,3 +93,10 @@ def test_a_mistake_is_told_in_a_message_and_not_in_a_traceback(tmp_path):
     assert told.returncode == 1
     assert "has no time zone; write 2017-12-04T00:00:00Z for UTC" in told.stderr.replace("\n", " ")
     assert "Traceback" not in told.stderr
+
+
+def test_signs_of_markup_in_a_title_are_shown_as_they_are(capsys):
+    row = {"rank": 1, "item_id": "[/i1]", "source": "popular", "reason": "Popular"}
+    _print_list("home of [/u1]", [row], {"[/i1]": "Tea [bold] [/]"})
+    told = capsys.readouterr().out
+    assert all(part in told for part in ("home of [/u1]", "[/i1]", "Tea [bold] [/]"))

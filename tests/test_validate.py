@@ -74,6 +74,12 @@ def test_every_file_that_cannot_be_read_is_named_at_once(validate):
     assert [any(name in error for error in errors) for name in ("a.csv", "b.csv", "c.csv.gz")] == [True, False, True]
 
 
+def test_a_catalogue_and_a_log_that_are_not_there_are_told_at_once(validate):
+    code, said = validate({}, "--json", items={"path": "items.csv", "columns": {"item_id": "sku"}})
+    assert code == 1
+    assert ["log: no file" in said, "items.csv: no file" in said] == [True, True]
+
+
 def test_an_empty_night_is_an_error(validate):
     code, said = validate({"log/a.csv": HEAD + "u1,i1,2020-03-05T10:00:00Z,1\n"})
     assert code == 1
