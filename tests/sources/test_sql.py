@@ -141,17 +141,18 @@ def read(reader, files=None):
 
 
 @contextmanager
-def statements(reader):
-    """The statements that select, sent to the database meanwhile."""
+def statements(reader=None):
+    """The statements that select, sent to the reader's database (to any, where there is none) meanwhile."""
     sent = []
 
     def note(connection, cursor, statement, *others):
         if statement.startswith("SELECT"):
             sent.append(statement)
 
-    sa.event.listen(reader.database.engine, "before_cursor_execute", note)
+    engine = reader.database.engine if reader else sa.Engine
+    sa.event.listen(engine, "before_cursor_execute", note)
     yield sent
-    sa.event.remove(reader.database.engine, "before_cursor_execute", note)
+    sa.event.remove(engine, "before_cursor_execute", note)
 
 
 def test_a_table_comes_in_its_order_with_every_value_as_an_export_would_write_it(database, source):
@@ -330,6 +331,29 @@ def test_a_night_of_the_database_is_the_night_of_its_export(database, described,
     assert (direct.events, direct.items) == (exported.events, exported.items)
     assert [row["reason"] for row in direct.quarantine] == ["timestamp is missing; expected an instant"]
     assert direct.counts["kept"] == 3
+
+
+def test_a_second_night_asks_for_the_changed_day_alone_and_equals_the_whole_read_anew(database, described, home):
+    def night(**changed):
+        events = EVENTS | {"negative_value": "return"} | changed
+        shop = described(url=database.url, events=events, items={"columns": {"title": "Sku"}})
+        return ingested(shop, "2020-02-01T00:00:00+00:00")
+
+    database.fill()
+    first = night(changed_at="changed")
+    database.execute("UPDATE events SET pieces = 5, changed = '2020-01-07 01:00:00' WHERE \"Sku\" LIKE 'b%'")
+    with statements() as sent:
+        second = night(changed_at="changed")
+    assert len(sent) == 3, "its columns, its days, and the one day"
+    days = [{day["date"]: day["sha256"] for day in found.manifest["days"]} for found in (first, second)]
+    assert [date for date in days[0] if days[0][date] != days[1][date]] == ["2020-01-05"]
+    whole = night()
+    assert (second.events, second.items, second.counts) == (whole.events, whole.items, whole.counts)
+    assert sorted(event["value"] for event in second.events) == [1.0, 1.0, 5.0]
+    (bad,) = second.quarantine
+    assert (bad["file"], bad["row"]) == ("events/without-timestamp", 1)
+    assert bad["reason"] == "timestamp is missing; expected an instant"
+    assert (bad["reason"], bad["record"]) == tuple(whole.quarantine[0][name] for name in ("reason", "record"))
 
 
 def with_its_own_name(shop):
