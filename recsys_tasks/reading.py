@@ -132,6 +132,7 @@ class _Reader:
         described: dict[str, Any] = {
             "table": table,
             "file": file.name,
+            "path": None if file.version else str(file.path),  # shops of one lake may have files of one name
             "stamp": stamp,
             "source": self.shop.source.model_dump(mode="json"),
             "time_zone": self.shop.time_zone,
