@@ -244,7 +244,7 @@ oddities = st.sampled_from(
         *("utf-16", "latin-1", "utf-7", "idna", ";", "|", "Asia/Kathmandu", "localtime", "9999-12-31T23:59:59-14:00"),
         *(None, True, 0, -1, 1, 10**30, 1e308, float("inf"), float("nan"), datetime(1, 1, 1), [], {}, [[]], b"\xff"),  # noqa: DTZ001
     ]
-)
+).map(copy.deepcopy)  # for they are changed
 anything = st.recursive(
     oddities | scalars,
     lambda v: st.lists(v, max_size=3) | st.dictionaries(text | st.integers() | st.none(), v, max_size=3),
