@@ -167,13 +167,13 @@ class Database:
     def require(self, columns: Sequence[str], found: Sequence[str], field: str) -> None:
         """Raise ``SourceError`` where a column is missing, or stands there twice."""
         place = f"{self.name}: {field}"
-        require(place, columns, found, CORRECT_THE_MAPPING)
         for column in columns:
             if found.count(column) > 1:
                 raise SourceError(
                     f"{place}: column {column!r} stands there {found.count(column)} times; give each a name of its "
                     "own (SELECT ... AS ...)"
                 )
+        require(place, columns, found, CORRECT_THE_MAPPING)
 
     def write(self, statement: sa.Executable, columns: Sequence[str], path: Path, field: str) -> None:
         """Write columns of the answer as strings, a row for a row and in its order, holding ``BATCH`` rows at once.
