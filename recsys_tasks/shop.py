@@ -481,7 +481,11 @@ def load_shop(name_or_path: str, shops: Path) -> Shop:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
     except RecursionError:
         raise ShopFileError(f"{path}: not YAML: nested too deep") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except OSError as error:
+        raise ShopFileError(
+            f"{path}: cannot be read: {error.strerror}; expected a file that this user may read"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ShopFileError(f"{path}: not YAML: {without_secrets(str(error))}") from None
     if not isinstance(content, dict):
         raise ShopFileError(f"{path}: expected keys such as 'name' and 'source', found {type(content).__name__}")

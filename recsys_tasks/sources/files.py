@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import re
 from bisect import bisect
 from collections.abc import Collection, Iterator, Sequence
@@ -108,10 +109,14 @@ def _found(whole: Path) -> tuple[Path, list[Path]]:
     if whole.is_file():
         return whole.parent, [whole]
     if whole.is_dir():
-        found = [p for p in whole.rglob("*") if _is_file(p) and _suffix(p) in FORMATS and not p.name.startswith(".")]
-        return whole, found
+        inside = (Path(folder) / name for folder, _, names in os.walk(whole, onerror=_raise) for name in names)
+        return whole, [p for p in inside if _is_file(p) and _suffix(p) in FORMATS and not p.name.startswith(".")]
     base = next(parent for parent in whole.parents if parent.is_dir())
     return base, [p for p in base.glob(str(whole.relative_to(base))) if _is_file(p)]
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_file(path: Path) -> bool:
