@@ -4,11 +4,16 @@ Both evaluate the same Ibis expressions and give equal tables. Files of the shop
 one after the other here, or each by a task of Spark.
 """
 
+import logging
+import os
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import ibis
@@ -18,10 +23,14 @@ from recsys_tasks.errors import ShopFileError, TemporarilyUnavailable
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 BATCH_ROWS = 262_144
+_MOST_THREADS = 8
+"""Files read at a time."""
 
 
 class Engine(ABC):
@@ -31,8 +40,8 @@ class Engine(ABC):
     """Whether ``map`` works in this process."""
 
     @abstractmethod
-    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> Iterator[R]:
-        """Give what ``work`` gives for the things, in any order; it may be called for some of them at a time."""
+    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> list[R]:
+        """Return what ``work`` gives for the things, in any order; it is called for some of them at a time."""
 
     @abstractmethod
     def read(self, files: Sequence[Path]) -> ibis.Table:
@@ -58,9 +67,27 @@ class DuckDB(Engine):
     def __init__(self, spill: Path) -> None:
         self.connection = connect(spill)
 
-    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> Iterator[R]:
-        """Give one after the other."""
-        yield from work(things)
+    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> list[R]:
+        """Let a thread a core work; each takes the next thing when it has done one."""
+        waiting: SimpleQueue[T] = SimpleQueue()
+        for thing in things:
+            waiting.put(thing)
+
+        def rest() -> Iterator[T]:
+            said = time.monotonic()
+            with suppress(Empty):
+                while True:
+                    yield waiting.get_nowait()
+                    if time.monotonic() - said > 10:
+                        said = time.monotonic()
+                        log.info("%d of %d files are read", len(things) - waiting.qsize(), len(things))
+
+        threads = min(len(things), os.cpu_count() or 1, _MOST_THREADS)
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            try:
+                return [found for part in pool.map(lambda _: list(work(rest())), range(threads)) for found in part]
+            finally:  # after an error nothing more is begun
+                list(rest())
 
     def read(self, files: Sequence[Path]) -> ibis.Table:
         """Return a view of the files."""
@@ -108,10 +135,11 @@ class Spark(Engine):
         self.connection = ibis.pyspark.connect(self.session)
         self.views = 0
 
-    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> Iterator[R]:
+    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> list[R]:
         """Spread the things over the cluster's workers."""
-        if things:
-            yield from self.session.sparkContext.parallelize(things, len(things)).mapPartitions(work).collect()
+        if not things:
+            return []
+        return self.session.sparkContext.parallelize(things, len(things)).mapPartitions(work).collect()
 
     def read(self, files: Sequence[Path]) -> ibis.Table:
         """Return a view of the files, which every worker must be able to reach."""

@@ -15,8 +15,9 @@ wherever, give the same bytes. The log is handled by Ibis expressions (see ``eng
 import logging
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -136,12 +137,7 @@ def _read(shop: Shop, source: Source, lake: Lake, engine: Engine, only: Containe
         "number": only is not None,
     }
     read = partial(read_files, **described, source=source if engine.here else None)
-    pieces, said = [], time.monotonic()
-    for piece in engine.map(read, files):
-        pieces.append(piece)
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            log.info("read %d of %d files", len(pieces), len(files))
+    pieces = engine.map(read, files)
     fresh = sum(piece.fresh for piece in pieces)
     log.info("%d files, %d of them new or changed", len(pieces), fresh)
     return sorted(pieces, key=lambda piece: (piece.table, piece.file))
@@ -368,8 +364,14 @@ class _Ingestion:
         in_order = kept.select("time", *(name for name in EVENTS.names if name != "timestamp"), "copies").order_by(
             order
         )
-        for part, table in _cut(self.engine.batches(in_order), parts, in_order):
-            self._write_day(part, table, days[part.key])
+        with ThreadPoolExecutor(2) as pool:  # Parquet is written while the next rows are sorted out
+            writing: deque[Future[None]] = deque()
+            for part, table in _cut(self.engine.batches(in_order), parts, in_order):
+                writing.append(pool.submit(self._write_day, part, table, days[part.key]))
+                if len(writing) > 4:
+                    writing.popleft().result()
+            for written in writing:
+                written.result()
         if with_words:
             facts = kept.group_by("day", "item_id", *_WORDS, "price").aggregate(n=kept.count())
             facts = facts.mutate(time=facts.day.cast("int64") * DAY).drop("day")
