@@ -34,7 +34,7 @@ from recsys_tasks.contract import EVENTS, ITEM_ID, ITEMS, QUARANTINE, USER_ID, U
 from recsys_tasks.engine import Engine, open_engine
 from recsys_tasks.errors import CheckFailed, ContractError
 from recsys_tasks.history import History, open_history
-from recsys_tasks.judging import DAY, record
+from recsys_tasks.judging import DAY
 from recsys_tasks.lake import Lake, fingerprint, sha256, table_bytes, write_batches, write_table
 from recsys_tasks.night import Night
 from recsys_tasks.reading import BROKEN, FAULTS, ROWS, Piece, read_files
@@ -75,7 +75,7 @@ def ingest(night: Night) -> str:
 
 def take_in(shop: Shop, as_of: datetime, lake: Lake) -> str:
     """Write the snapshot of a shop at an instant into a lake; see ``ingest``."""
-    with open_engine(shop) as engine, tempfile.TemporaryDirectory(dir=lake.drafts()) as draft:
+    with open_engine(shop, lake.drafts()) as engine, tempfile.TemporaryDirectory(dir=lake.drafts()) as draft:
         source = open_source(shop)
         pieces = _read(shop, source, lake, engine)
         inputs = {
@@ -259,9 +259,7 @@ class _Ingestion:
             self._refuse_strangers(history, strangers)
             return
         self.strangers = self.temporary / "strangers.parquet"
-        self.listed = write_batches(
-            (t.select(FAULTS.names).cast(FAULTS) for t in self.engine.batches(found)), FAULTS, self.strangers
-        )
+        self.listed = write_batches((_as_faults(table) for table in self.engine.batches(found)), FAULTS, self.strangers)
 
     def _unnumbered(self, files: Iterable[str]) -> list[str]:
         wanted = set(files)
@@ -340,7 +338,7 @@ class _Ingestion:
                 self._number(unnumbered)
                 return self._write_batch(parts)
             if found.num_rows:
-                robots = [(row["robot"], row["on"]) for row in found.to_pylist()]
+                robots = sorted((row["robot"], row["on"]) for row in found.to_pylist())
                 listed = self._temporary(found)
                 theirs = good.inner_join(listed, [good.user_id == listed.robot, good.day == listed.on])
                 said = (
@@ -354,17 +352,26 @@ class _Ingestion:
                 good = good.anti_join(listed, [good.user_id == listed.robot, good.day == listed.on])
         days: dict[str, dict[str, Any]] = {part.key: {"date": part.date} for part in parts}
         kept = _without_duplicates(good, self.source.rules.event_ids)
-        with_words = "title" in rows.columns
-        if with_words:
-            kept = self.engine.keep(kept)
-        order = [
-            ibis.asc(name, nulls_first=True)
-            for name in ("time", "user_id", "item_id", "event_type", "value", "price", "session_id", "event_id")
-        ]
-        in_order = kept.select("time", *(name for name in EVENTS.names if name != "timestamp"), "copies").order_by(
-            order
+        if "title" in rows.columns:
+            with self.engine.held(kept) as held:
+                self._write_events(held, parts, days)
+                self._write_facts(held, parts, days)
+        else:
+            self._write_events(kept, parts, days)
+        if bad is not None:
+            self._write_refused(bad, parts, days)
+        for part in parts:
+            days[part.key]["robots"] = [(user, day) for user, day in robots if part.start <= day < part.end]
+        return days
+
+    def _write_events(self, kept: ibis.Table, parts: list[_Part], days: dict[str, dict[str, Any]]) -> None:
+        """The log itself."""
+        columns = [name for name in EVENTS.names if name != "timestamp"]
+        order = ("time", "user_id", "item_id", "event_type", "value", "price", "session_id", "event_id")
+        in_order = kept.select("time", *columns, "copies").order_by(
+            [ibis.asc(name, nulls_first=True) for name in order]
         )
-        with ThreadPoolExecutor(2) as pool:  # Parquet is written while the next rows are sorted out
+        with ThreadPoolExecutor(2) as pool:  # Parquet is written while the next rows are put in order
             writing: deque[Future[None]] = deque()
             for part, table in _cut(self.engine.batches(in_order), parts, in_order):
                 writing.append(pool.submit(self._write_day, part, table, days[part.key]))
@@ -372,24 +379,19 @@ class _Ingestion:
                     writing.popleft().result()
             for written in writing:
                 written.result()
-        if with_words:
-            facts = kept.group_by("day", "item_id", *_WORDS, "price").aggregate(n=kept.count())
-            facts = facts.mutate(time=facts.day.cast("int64") * DAY).drop("day")
-            facts = facts.order_by([ibis.asc(name, nulls_first=True) for name in ("time", "item_id", "price", *_WORDS)])
-            for part, table in _cut(self.engine.batches(facts), parts, facts):
-                days[part.key]["items"], _ = self.lake.add_file(f"items/date={part.date}", table_bytes(table))
-        if bad is not None:
-            self._write_refused(bad, parts, days)
-        for part in parts:
-            days[part.key]["robots"] = [(user, day) for user, day in robots if part.start <= day < part.end]
-        return days
+
+    def _write_facts(self, kept: ibis.Table, parts: list[_Part], days: dict[str, dict[str, Any]]) -> None:
+        """What rows tell of their items, where there is no catalogue."""
+        facts = kept.group_by("day", "item_id", *_WORDS, "price").aggregate(n=kept.count())
+        facts = facts.mutate(time=facts.day.cast("int64") * DAY).drop("day")
+        facts = facts.order_by([ibis.asc(name, nulls_first=True) for name in ("time", "item_id", "price", *_WORDS)])
+        for part, table in _cut(self.engine.batches(facts), parts, facts):
+            days[part.key]["items"], _ = self.lake.add_file(f"items/date={part.date}", table_bytes(table))
 
     def _write_day(self, part: _Part, table: pa.Table, day: dict[str, Any]) -> None:
         times = table["time"]
         columns = {name: times if name == "timestamp" else table[name] for name in EVENTS.names}
-        name, digest = self.lake.add_file(
-            f"events/date={part.date}", table_bytes(pa.table(columns).cast(EVENTS).combine_chunks())
-        )
+        name, digest = self.lake.add_file(f"events/date={part.date}", table_bytes(pa.table(columns).cast(EVENTS)))
         day |= {
             "file": name,
             "sha256": digest,
@@ -404,8 +406,7 @@ class _Ingestion:
         bad = bad.order_by(["time", "file", "row", "field"])
         for part, table in _cut(self.engine.batches(bad), parts, bad):
             if table.num_rows:
-                table = table.select(FAULTS.names).cast(FAULTS)
-                name, _ = self.lake.add_file(f"quarantine/date={part.date}", table_bytes(table))
+                name, _ = self.lake.add_file(f"quarantine/date={part.date}", table_bytes(_as_faults(table)))
                 reasons = Counter(table["field"].to_pylist())
                 days[part.key] |= {"refused": dict(sorted(reasons.items())), "quarantine": name}
 
@@ -536,7 +537,7 @@ class _Ingestion:
             write_table(QUARANTINE.empty_table(), path)
             return
         rows = ibis.union(*faults) if len(faults) > 1 else faults[0]
-        rows = rows.select(*QUARANTINE.names).order_by(["table", "file", "row", "field"])
+        rows = rows.select(*QUARANTINE.names).order_by(QUARANTINE.names)
         write_batches((batch.cast(QUARANTINE) for batch in self.engine.batches(rows)), QUARANTINE, path)
 
     def _empty_night(self) -> str:
@@ -645,16 +646,17 @@ def _cut(tables: Iterator[pa.Table], parts: list[_Part], like: ibis.Table) -> It
 
 
 def _refuse(rows: ibis.Table, field: str, reason: ibis.Value) -> ibis.Table:
-    """Good rows as the quarantine has them."""
-    return rows.select(
-        "file",
-        "row",
-        "time",
-        table=ibis.literal("events"),
-        field=ibis.literal(field),
-        reason=reason,
-        record=record({name: rows[name] for name in _SHOWN}),
-    )
+    """Good rows, with what is wrong with them."""
+    said = {"table": ibis.literal("events"), "field": ibis.literal(field), "reason": reason}
+    return rows.select("file", "row", "time", *_SHOWN, **said)
+
+
+def _as_faults(refused: pa.Table) -> pa.Table:
+    """Refused rows as the quarantine has them. Their record is written here, for engines write numbers differently."""
+    texts = [pc.fill_null(refused[name].cast(pa.string()), "") for name in _SHOWN]
+    parts = [pc.binary_join_element_wise(name, text, "=") for name, text in zip(_SHOWN, texts, strict=True)]
+    record = pc.binary_join_element_wise(*parts, ", ")
+    return refused.append_column("record", record).select(FAULTS.names).cast(FAULTS)
 
 
 def _without_duplicates(rows: ibis.Table, with_ids: bool) -> ibis.Table:

@@ -408,17 +408,12 @@ def _identifier(file: SourceFile) -> str:
 
 
 def require(place: object, used: Sequence[str], found: Sequence[str], remedy: str) -> None:
-    """Raise ``SourceError`` with the place and the remedy where a column that is used is not found, or found twice."""
+    """Raise ``SourceError`` with the place and the remedy where a column that is used is not found."""
     for column in used:
         if column not in found:
             close = get_close_matches(column, found, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise SourceError(f"{place}: column {column!r} is missing{hint}; found {list(found)}. {remedy}")
-        if list(found).count(column) > 1:
-            raise SourceError(
-                f"{place}: column {column!r} stands {list(found).count(column)} times in the header, so its values "
-                "cannot be told apart; give the columns different names"
-            )
 
 
 def _read_parquet(connection: Any, file: SourceFile, used: Sequence[str], remedy: str, numbered: bool) -> ibis.Table:
@@ -449,6 +444,12 @@ def _read_csv(
         encoding = known_encoding(first, encoding)
         skipped, delimiter, header = _header(file, first, encoding, used, delimiter)
         require(file.path, used, header, remedy)
+        for column in used:
+            if header.count(column) > 1:
+                raise SourceError(
+                    f"{file.path}: column {column!r} stands {header.count(column)} times in the header, so its values "
+                    "cannot be told apart; give the columns different names"
+                )
         # Nothing is left to DuckDB to guess: its sniffer refuses a whole file for one stray quote among the first rows.
         columns = ", ".join(f"'c{n}': 'VARCHAR'" for n in range(len(header)))
         fields = [f"c{header.index(column)} AS {quoted(column)}" for column in used]
