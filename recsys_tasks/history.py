@@ -109,8 +109,6 @@ def _write(lake: Lake, folder: Path, earlier: History | None, shared: int, days:
         arrays["value"][rows] = table["value"].to_numpy()
     for name, column in _IDS.items():
         _sort_ids(arrays[name], ids[name], column, folder / f"{name}s.parquet")
-    for array in arrays.values():
-        array.flush()
 
 
 def _groups(lake: Lake, days: list[dict[str, Any]]) -> Iterator[list[Path]]:

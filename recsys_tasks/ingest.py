@@ -225,16 +225,27 @@ class _Ingestion:
         return self.engine.read([self.lake.path(piece.entry) / ROWS for piece in found])
 
     def _census(self) -> list[dict[str, Any]]:
-        """How many rows of which kind each file holds, day by day."""
-        rows = self._rows("events")
-        kind = ibis.cases(
-            ((rows.time >= self.as_of).fill_null(False), "later"),
-            (rows.left_out.notnull(), "left out"),
-            (rows.reason.notnull(), "bad"),
-            else_="good",
-        )
-        by = {"file": rows.file, "day": rows.day, "kind": kind, "word": rows.left_out}
-        return self.engine.table(rows.group_by(**by).aggregate(n=rows.count())).to_pylist()
+        """How many rows of which kind each file holds, day by day; what is dated from ``as_of`` on is ``later``."""
+        today, cut = divmod(self.as_of, DAY)
+        known, open_ = [], set()
+        for piece in self.of["events"]:
+            for row in piece.census:
+                day = row["day"]
+                if day == today and cut:  # only the rows tell
+                    open_.add(piece.file)
+                else:
+                    known.append({**row, "file": piece.file} | ({"kind": "later"} if (day or 0) >= today else {}))
+        if open_:
+            rows = self._rows("events", open_).filter(ibis._.day == today)
+            kind = ibis.cases(
+                (rows.time >= self.as_of, "later"),
+                (rows.left_out.notnull(), "left out"),
+                (rows.reason.notnull(), "bad"),
+                else_="good",
+            )
+            by = {"file": rows.file, "day": rows.day, "kind": kind, "word": rows.left_out}
+            known += self.engine.table(rows.group_by(**by).aggregate(n=rows.count())).to_pylist()
+        return known
 
     def _refuse_strangers(self, history: History, strangers: pa.Array) -> None:
         """List the events of items that the catalogue does not know; the log keeps them, no model sees them."""

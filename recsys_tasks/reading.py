@@ -55,6 +55,8 @@ class Piece:
     """Whether there is a quarantine."""
     numbered: bool
     """Whether ``row`` is told for all rows; it always is for bad ones."""
+    census: list[dict[str, Any]]
+    """How many rows there are, by ``day`` (None: without a time), ``kind`` (good, bad, left out) and ``word``."""
     fresh: bool
     """Whether it was read now, and not by an earlier night."""
 
@@ -145,7 +147,7 @@ class _Reader:
                         f"{file.path}: was written to while it was read; expected a finished export. Try again later"
                     )
         found: dict[str, Any] = described if fresh else self.lake.manifest(entry)
-        return Piece(table, file.name, entry, found["bad"], found["numbered"], fresh)
+        return Piece(table, file.name, entry, found["bad"], found["numbered"], found["census"], fresh)
 
     def _read(self, table: str, file: SourceFile, folder: Path, described: dict[str, Any], number: bool) -> None:
         """Fill the folder, and tell of it."""
@@ -153,12 +155,13 @@ class _Reader:
         numbered = small or number or self.source.rules.event_ids
         try:
             self._judge(table, file, folder, numbered)
-            bad = self._bad(folder)
+            census = self._census(table, folder)
+            bad = sum(row["n"] for row in census if row["kind"] == "bad")
             if bad and not numbered:  # a person wants to know which rows
                 numbered = True
                 self._judge(table, file, folder, numbered)
             described["bad"] = self._write_quarantine(table, file, folder, bad)
-            described["numbered"] = numbered
+            described |= {"numbered": numbered, "census": census}
         except duckdb.Error as error:
             what = str(error).strip().splitlines()[0]
             raise SourceError(
@@ -201,11 +204,14 @@ class _Reader:
             return judge_events(raw, self.shop, self.source.rules, with_items, self.latest).sql(raw)
         return (judge_items(raw, self.shop) if table == "items" else judge_users(raw)).sql(raw)
 
-    def _bad(self, folder: Path) -> int:
-        (found,) = self.connection.raw_sql(
-            f"SELECT count(reason) FROM read_parquet({_literal(folder / ROWS)})"
-        ).fetchall()
-        return found[0]
+    def _census(self, table: str, folder: Path) -> list[dict[str, Any]]:
+        day, word = ("day", "left_out") if table == "events" else ("NULL::INTEGER", "NULL::VARCHAR")
+        kind = f"CASE WHEN reason IS NOT NULL THEN 'bad' WHEN {word} IS NOT NULL THEN 'left out' ELSE 'good' END"
+        found = self.connection.con.execute(
+            f"SELECT {day} AS day, {kind} AS kind, {word} AS word, count(*) AS n "
+            f"FROM read_parquet({_literal(folder / ROWS)}) GROUP BY ALL ORDER BY ALL"
+        )
+        return [dict(zip(("day", "kind", "word", "n"), row, strict=True)) for row in found.fetchall()]
 
     def _write_quarantine(self, table: str, file: SourceFile, folder: Path, bad: int) -> bool:
         """A row's number is moved past the broken lines before it."""

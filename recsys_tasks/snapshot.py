@@ -159,12 +159,21 @@ class Interactions:
     @cached_property
     def active_days(self) -> np.ndarray:
         """(n_users,) int64, number of different days (in UTC) with an event."""
-        order, start = self._by_user
-        days = (self.time // DAY)[order]
-        begins = np.diff(days, prepend=-1) != 0  # a user's events stand in the order of time
-        begins[start[:-1][start[:-1] < len(days)]] = True
-        counted = np.concatenate([[0], np.cumsum(begins)])
-        return counted[start[1:]] - counted[start[:-1]]
+        active = np.zeros(self.n_users, np.int64)
+        if not len(self):
+            return active
+        first, last = int(self.time[0] // DAY), int(self.time[-1] // DAY)
+        ends = np.searchsorted(self.time, np.arange(first + 1, last + 2) * DAY)
+        seen = np.zeros(self.n_users, bool)
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            users = self.user_idx[start:end]
+            if len(users) < self.n_users // 16:  # a quiet day
+                active[np.unique(users)] += 1
+            else:
+                seen[:] = False
+                seen[users] = True
+                active += seen
+        return active
 
 
 class Snapshot:
