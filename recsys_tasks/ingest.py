@@ -362,12 +362,13 @@ class _Ingestion:
                 bad = _refuse(theirs, "user_id", said)
                 good = good.anti_join(listed, [good.user_id == listed.robot, good.day == listed.on])
         days: dict[str, dict[str, Any]] = {part.key: {"date": part.date} for part in parts}
-        kept = _without_duplicates(good, self.source.rules.event_ids)
-        if "title" in rows.columns:
-            with self.engine.held(kept) as held:
+        with_words, with_ids = "title" in rows.columns, self.source.rules.event_ids
+        if with_words:
+            with self.engine.held(_without_duplicates(good, with_ids)) as held:
                 self._write_events(held, parts, days)
                 self._write_facts(held, parts, days)
-        else:
+        else:  # equal rows meet in the sort: to count them there is cheaper
+            kept = _without_duplicates(good, with_ids) if with_ids else good.mutate(copies=ibis.literal(1, "int64"))
             self._write_events(kept, parts, days)
         if bad is not None:
             self._write_refused(bad, parts, days)
@@ -400,6 +401,8 @@ class _Ingestion:
             days[part.key]["items"], _ = self.lake.add_file(f"items/date={part.date}", table_bytes(table))
 
     def _write_day(self, part: _Part, table: pa.Table, day: dict[str, Any]) -> None:
+        copies = pc.sum(table["copies"]).as_py() or 0
+        table = _distinct(table)
         times = table["time"]
         columns = {name: times if name == "timestamp" else table[name] for name in EVENTS.names}
         name, digest = self.lake.add_file(f"events/date={part.date}", table_bytes(pa.table(columns).cast(EVENTS)))
@@ -407,7 +410,7 @@ class _Ingestion:
             "file": name,
             "sha256": digest,
             "rows": table.num_rows,
-            "duplicates": (pc.sum(table["copies"]).as_py() or 0) - table.num_rows,
+            "duplicates": copies - table.num_rows,
             "last": times[-1].as_py() if table.num_rows else 0,
             "refused": {},
         }
@@ -654,6 +657,22 @@ def _cut(tables: Iterator[pa.Table], parts: list[_Part], like: ibis.Table) -> It
     yield part, pa.concat_tables(held)
     for part in waiting:
         yield part, held[0]
+
+
+def _distinct(table: pa.Table) -> pa.Table:
+    """Of rows that are equal in every field, and so neighbours, the first."""
+    if table.num_rows < 2:
+        return table
+    equal: Any = None
+    for column in table.drop_columns("copies").combine_chunks().itercolumns():
+        here, before = column.chunk(0)[1:], column.chunk(0)[:-1]
+        same = pc.fill_null(pc.equal(here, before), False)
+        if column.null_count:
+            same = pc.or_(same, pc.and_(pc.is_null(here), pc.is_null(before)))
+        equal = same if equal is None else pc.and_(equal, same)
+        if not pc.any(equal).as_py():
+            return table
+    return table.filter(pa.concat_arrays([pa.array([True]), pc.invert(equal)]))
 
 
 def _refuse(rows: ibis.Table, field: str, reason: ibis.Value) -> ibis.Table:

@@ -15,6 +15,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,12 +155,14 @@ class _Reader:
         small = table != "events" or file.path.stat().st_size < _BIG
         numbered = small or number or self.source.rules.event_ids
         try:
-            self._judge(table, file, folder, numbered)
-            census = self._census(table, folder)
+            census: list[dict[str, Any]] = []
+            if not numbered:
+                with suppress(duckdb.Error):  # the second reading tells what is wrong
+                    census = self._judge(table, file, folder, numbered=False)
+                numbered = not census or any(row["kind"] == "bad" for row in census)
+            if numbered:  # a person wants to know which rows are bad
+                census = self._judge(table, file, folder, numbered=True)
             bad = sum(row["n"] for row in census if row["kind"] == "bad")
-            if bad and not numbered:  # a person wants to know which rows
-                numbered = True
-                self._judge(table, file, folder, numbered)
             described["bad"] = self._write_quarantine(table, file, folder, bad)
             described |= {"numbered": numbered, "census": census}
         except duckdb.Error as error:
@@ -179,7 +182,8 @@ class _Reader:
         for (name,) in tables.fetchall():
             self.connection.raw_sql(f'DROP TABLE "{name}"')
 
-    def _judge(self, table: str, file: SourceFile, folder: Path, numbered: bool) -> None:
+    def _judge(self, table: str, file: SourceFile, folder: Path, numbered: bool) -> list[dict[str, Any]]:
+        """Write the rows of a file and return their census."""
         match table:
             case "events":
                 raw = self.source.read_events(self.connection, file, numbered=numbered)
@@ -195,8 +199,9 @@ class _Reader:
         name, target = file.name.replace("'", "''"), str(folder / ROWS).replace("'", "''")
         self.connection.raw_sql(
             f"COPY (SELECT '{name}' AS file, * FROM ({self.judgements[known]})) TO '{target}' "
-            "(FORMAT parquet, COMPRESSION zstd)"
+            "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)"
         )
+        return self._census(table, folder)
 
     def _judgement(self, table: str, raw: ibis.Table) -> str:
         if table == "events":

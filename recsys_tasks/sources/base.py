@@ -91,7 +91,8 @@ class Source(ABC):
         """Return the rows of one file: ``row`` (from 1), ``EVENT_FIELDS`` and ``EVENT_ITEM_FIELDS``, all unjudged.
 
         Fields are strings, or the file's own numbers and timestamps; a field the shop does not map is null. With
-        ``numbered=False`` a reader may leave ``row`` null where counting rows would slow it down.
+        ``numbered=False`` a reader may leave ``row`` null where counting rows would slow it down, and DuckDB may fail
+        when the rows are asked for: then they are to be read with numbers, which tells what is wrong.
 
         Raises
         ------

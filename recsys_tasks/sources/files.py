@@ -13,7 +13,7 @@ import logging
 import re
 from bisect import bisect
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -178,36 +178,64 @@ def read_json_lines(
         if not first:
             return _no_rows(connection, file, columns, lists)
         encoding = known_encoding(first, encoding)
-        if numbered or not _read_objects(connection, file, first, encoding, columns, required, lists):
+        plain = not is_compressed(file.path) and encoding == "utf-8" and not first.startswith(codecs.BOM_UTF8)
+        if plain and not numbered and (table := _scan_objects(connection, file, columns, required, lists)) is not None:
+            return table
+        if numbered or not _read_objects(connection, file, encoding, columns, required, lists):
             _read_lines(connection, file, encoding, columns, required, lists, remedy)
     kept = ", ".join(quoted(column) for column in columns)
     return connection.sql(f"SELECT row, {kept} FROM {_identifier(file)} WHERE ok")
 
 
+def _objects(path: Path | str, columns: Sequence[str], lists: Collection[str]) -> str:
+    """The columns of a file of JSON lines by DuckDB's reader of JSON, which is fast.
+
+    It counts no lines, refuses the whole file for one broken line, and takes the line ``null`` for an object.
+    """
+    kinds = ", ".join(f"{_literal(c)}: '{'VARCHAR[]' if c in lists else 'VARCHAR'}'" for c in columns)
+    return f"read_json({_one_file(path)}, columns={{{kinds}}}, format='newline_delimited', hive_partitioning=false)"
+
+
+def _fields(columns: Sequence[str], lists: Collection[str]) -> str:
+    return ", ".join(f"coalesce({quoted(c)}, []) AS {quoted(c)}" if c in lists else quoted(c) for c in columns)
+
+
+def _scan_objects(
+    connection: Any, file: SourceFile, columns: Sequence[str], required: Sequence[str], lists: Collection[str]
+) -> ibis.Table | None:
+    """The file as it is read by whoever asks, who then meets its errors; None where its head lacks a required key."""
+    objects = _objects(file.path, columns, lists)
+    nothing = " AND ".join(f"{quoted(c)} IS NULL" for c in required)
+    try:
+        (found,) = connection.raw_sql(
+            f"SELECT {', '.join(f'count({quoted(c)})' for c in required)} FROM (FROM {objects} LIMIT 2048)"
+        ).fetchall()
+    except duckdb.Error:
+        return None
+    if not all(found):
+        return None
+    return connection.sql(
+        f"SELECT CASE WHEN {nothing} THEN error('a line is no object') END::BIGINT AS row, {_fields(columns, lists)} "
+        f"FROM {objects}"
+    )
+
+
 def _read_objects(
     connection: Any,
     file: SourceFile,
-    first: bytes,
     encoding: str,
     columns: Sequence[str],
     required: Sequence[str],
     lists: Collection[str],
 ) -> bool:
-    """Fill the file's table by DuckDB's reader of JSON, which is fast; False where it is not to be trusted.
-
-    It counts no lines, refuses the whole file for one broken line, and takes the line ``null`` for an object.
-    """
+    """Fill the file's table by DuckDB's reader of JSON; False where it is not to be trusted."""
     name = _identifier(file)
-    kinds = ", ".join(f"{_literal(c)}: '{'VARCHAR[]' if c in lists else 'VARCHAR'}'" for c in columns)
-    fields = ", ".join(f"coalesce({quoted(c)}, []) AS {quoted(c)}" if c in lists else quoted(c) for c in columns)
     nothing = " AND ".join(f"{quoted(c)} IS NULL" for c in required)
-    plain = not is_compressed(file.path) and encoding == "utf-8" and not first.startswith(codecs.BOM_UTF8)
     try:
-        with nullcontext(file.path) if plain else piped(blocks(file.path, encoding)) as path:
+        with piped(blocks(file.path, encoding)) as path:
             connection.raw_sql(
                 f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT NULL::BIGINT AS row, true AS ok, "
-                f"NULL::VARCHAR AS text, {fields} FROM read_json({_one_file(path)}, columns={{{kinds}}}, "
-                "format='newline_delimited', hive_partitioning=false)"
+                f"NULL::VARCHAR AS text, {_fields(columns, lists)} FROM {_objects(path, columns, lists)}"
             )
     except duckdb.Error:
         return False
