@@ -212,7 +212,9 @@ class _Ingestion:
             "watermark": _iso(max(day["last"] for day in days)),
             "files": {path.name: sha256(path) for path in sorted(self.draft.iterdir())},
         }
-        snapshot = f"snapshots/{self.instant:%Y%m%dT%H%M%S}-{fingerprint(described)}"
+        # What came from as_of on is no part of it: a night ingested again when the log has grown is the same.
+        counts = {table: {name: n for name, n in c.items() if name != "later"} for table, c in self.counts.items()}
+        snapshot = f"snapshots/{self.instant:%Y%m%dT%H%M%S}-{fingerprint({**described, 'counts': counts})}"
         if not self.lake.has(snapshot):
             described["warnings"] = self._warnings(census, catalogue)
             with self.lake.create(snapshot, described) as folder:
