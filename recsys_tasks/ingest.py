@@ -539,12 +539,13 @@ class _Ingestion:
     def _empty_night(self) -> str:
         where = f"{self.shop.file}: an empty night: no usable event before as_of {self.instant.isoformat()}"
         count, files = self.counts["events"], len(self.of["events"])
-        faults = self._faults("events")
+        faults, only_broken = self._faults("events"), set(count["reasons"]) == {"line"}
+        bad: list[dict[str, Any]] = []
         if faults is not None:
-            only_broken = set(count["reasons"]) == {"line"}
-            (first,) = self.engine.table(
-                faults.filter(only_broken | (faults.field != "line")).order_by(["file", "row"]).limit(1)
-            ).to_pylist()
+            listed = faults.filter(only_broken | (faults.field != "line")).order_by(["file", "row"])
+            bad = self.engine.table(listed.limit(1)).to_pylist()
+        if bad:
+            first = bad[0]
             if only_broken:
                 return (
                     f"{where}: none of {count['read']:,} lines could be used. "
