@@ -211,7 +211,9 @@ class _Ingestion:
             "watermark": _iso(max(day["last"] for day in days)),
             "files": {path.name: sha256(path) for path in sorted(self.draft.iterdir())},
         }
-        snapshot = f"snapshots/{self.instant:%Y%m%dT%H%M%S}-{fingerprint(described)}"
+        # What came from as_of on is no part of it: a night ingested again when the log has grown is the same.
+        counts = {table: {name: n for name, n in c.items() if name != "later"} for table, c in self.counts.items()}
+        snapshot = f"snapshots/{self.instant:%Y%m%dT%H%M%S}-{fingerprint({**described, 'counts': counts})}"
         if not self.lake.has(snapshot):
             described["warnings"] = self._warnings(census, catalogue)
             with self.lake.create(snapshot, described) as folder:
@@ -557,12 +559,13 @@ class _Ingestion:
     def _empty_night(self) -> str:
         where = f"{self.shop.file}: an empty night: no usable event before as_of {self.instant.isoformat()}"
         count, files = self.counts["events"], len(self.of["events"])
-        faults = self._faults("events")
+        faults, only_broken = self._faults("events"), set(count["reasons"]) == {"line"}
+        bad: list[dict[str, Any]] = []
         if faults is not None:
-            only_broken = set(count["reasons"]) == {"line"}
-            (first,) = self.engine.table(
-                faults.filter(only_broken | (faults.field != "line")).order_by(["file", "row"]).limit(1)
-            ).to_pylist()
+            listed = faults.filter(only_broken | (faults.field != "line")).order_by(["file", "row"])
+            bad = self.engine.table(listed.limit(1)).to_pylist()
+        if bad:
+            first = bad[0]
             if only_broken:
                 return (
                     f"{where}: none of {count['read']:,} lines could be used. "
