@@ -159,11 +159,12 @@ class _Reader:
             if not numbered:
                 with suppress(duckdb.Error):  # the second reading tells what is wrong
                     census = self._judge(table, file, folder, numbered=False)
-                numbered = not census or any(row["kind"] == "bad" for row in census)
-            if numbered:  # a person wants to know which rows are bad
-                census = self._judge(table, file, folder, numbered=True)
-            bad = sum(row["n"] for row in census if row["kind"] == "bad")
-            described["bad"] = self._write_quarantine(table, file, folder, bad)
+                    numbered = self._is_numbered(folder)
+                rows = sum(row["n"] for row in census)  # a person wants to know which of them are bad
+                if not census or (_bad(census) and not numbered and not self.source.in_order(file, rows)):
+                    numbered, census = True, []
+            census = census or self._judge(table, file, folder, numbered=True)
+            described["bad"] = self._write_quarantine(table, file, folder, _bad(census))
             described |= {"numbered": numbered, "census": census}
         except duckdb.Error as error:
             what = str(error).strip().splitlines()[0]
@@ -218,6 +219,12 @@ class _Reader:
         )
         return [dict(zip(("day", "kind", "word", "n"), row, strict=True)) for row in found.fetchall()]
 
+    def _is_numbered(self, folder: Path) -> bool:
+        found = self.connection.con.execute(
+            f"SELECT count(row) = count(*) FROM read_parquet({_literal(folder / ROWS)})"
+        )
+        return bool(found.fetchall()[0][0])
+
     def _write_quarantine(self, table: str, file: SourceFile, folder: Path, bad: int) -> bool:
         """A row's number is moved past the broken lines before it."""
         rejects = self.source.rejects(self.connection, file)
@@ -243,8 +250,9 @@ class _Reader:
                 )
             when = "time" if table == "events" else "updated_at" if table == "items" else "NULL"
             found = self.connection.con.execute(
-                f"SELECT row, field, reason, record, {when}::BIGINT AS time "
-                f"FROM read_parquet({_literal(folder / ROWS)}) WHERE reason IS NOT NULL ORDER BY row"
+                f"SELECT coalesce(row, file_row_number + 1) AS row, field, reason, record, {when}::BIGINT AS time "
+                f"FROM read_parquet({_literal(folder / ROWS)}, file_row_number=true) "
+                "WHERE reason IS NOT NULL ORDER BY 1"
             ).to_arrow_reader(65_536)
             for batch in found:
                 rows = batch["row"].to_numpy(zero_copy_only=False)
@@ -261,6 +269,10 @@ class _Reader:
         if bad or rejects:
             write_batches(batches(), FAULTS, folder / BROKEN)
         return bool(bad or rejects)
+
+
+def _bad(census: list[dict[str, Any]]) -> int:
+    return sum(row["n"] for row in census if row["kind"] == "bad")
 
 
 def _stamp(file: SourceFile) -> str:

@@ -127,6 +127,10 @@ class Source(ABC):
         """Return the lines of a file, already read, that never became rows."""
         return []
 
+    def in_order(self, file: SourceFile, rows: int) -> bool:
+        """Tell whether, of so many rows that were read without numbers, the n-th is row n of the file."""
+        return True
+
     def header_lines(self, file: SourceFile) -> int:
         """Return the lines before the first row, where ``row`` counts rows; 0 where ``row`` is the line itself."""
         return 0

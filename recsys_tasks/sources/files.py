@@ -26,7 +26,9 @@ from recsys_tasks.errors import SourceError
 from recsys_tasks.sources.base import Reject, Source, SourceFile
 from recsys_tasks.sources.streams import (
     COMPRESSED,
+    LineCount,
     blocks,
+    count_lines,
     first_bytes,
     has_mixed_line_ends,
     is_compressed,
@@ -57,6 +59,10 @@ class FileSource(Source):
     def header_lines(self, file: SourceFile) -> int:
         """Return 1 for CSV; rows of other kinds are numbered by their line, or have none."""
         return 1 if FORMATS.get(_suffix(file.path)) == "csv" else 0
+
+    def in_order(self, file: SourceFile, rows: int) -> bool:
+        """Tell so of CSV, and of JSON lines where no line is blank."""
+        return self.header_lines(file) == 1 or (not is_compressed(file.path) and count_lines(file.path) == rows)
 
     def rejects(self, connection: Any, file: SourceFile) -> list[Reject]:
         """Return the broken lines of a file that was read before.
@@ -181,10 +187,12 @@ def read_json_lines(
         plain = not is_compressed(file.path) and encoding == "utf-8" and not first.startswith(codecs.BOM_UTF8)
         if plain and not numbered and (table := _scan_objects(connection, file, columns, required, lists)) is not None:
             return table
-        if numbered or not _read_objects(connection, file, encoding, columns, required, lists):
+        lines = _read_objects(connection, file, encoding, columns, required, lists)
+        if lines is None or (numbered and not lines):
             _read_lines(connection, file, encoding, columns, required, lists, remedy)
     kept = ", ".join(quoted(column) for column in columns)
-    return connection.sql(f"SELECT row, {kept} FROM {_identifier(file)} WHERE ok")
+    row = "rowid + 1" if lines else "row"
+    return connection.sql(f"SELECT {row} AS row, {kept} FROM {_identifier(file)} WHERE ok")
 
 
 def _objects(path: Path | str, columns: Sequence[str], lists: Collection[str]) -> str:
@@ -227,22 +235,27 @@ def _read_objects(
     columns: Sequence[str],
     required: Sequence[str],
     lists: Collection[str],
-) -> bool:
-    """Fill the file's table by DuckDB's reader of JSON; False where it is not to be trusted."""
+) -> bool | None:
+    """Fill the file's table by DuckDB's reader of JSON; None where it is not to be trusted.
+
+    Else tell whether each line is a row, so that the place of a row is its line.
+    """
     name = _identifier(file)
     nothing = " AND ".join(f"{quoted(c)} IS NULL" for c in required)
+    lines = LineCount()
     try:
-        with piped(blocks(file.path, encoding)) as path:
+        with piped(lines.of(blocks(file.path, encoding))) as path:
             connection.raw_sql(
                 f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT NULL::BIGINT AS row, true AS ok, "
                 f"NULL::VARCHAR AS text, {_fields(columns, lists)} FROM {_objects(path, columns, lists)}"
             )
     except duckdb.Error:
-        return False
-    ((without, *found),) = connection.raw_sql(
-        f"SELECT count(*) FILTER ({nothing}), {', '.join(f'count({quoted(c)})' for c in required)} FROM {name}"
+        return None
+    ((rows, without, *found),) = connection.raw_sql(
+        f"SELECT count(*), count(*) FILTER ({nothing}), {', '.join(f'count({quoted(c)})' for c in required)} "
+        f"FROM {name}"
     ).fetchall()
-    return without == 0 and all(found)
+    return rows == lines.n if without == 0 and all(found) else None
 
 
 def _read_lines(

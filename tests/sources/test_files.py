@@ -165,12 +165,16 @@ def zstd(content):
 @pytest.mark.parametrize("squeeze", [gzip.compress, igzip.compress, zstd])
 @pytest.mark.parametrize(("name", "content"), [("log.jsonl", LINES), ("log.csv", TABLE)], ids=["jsonl", "csv"])
 def test_compressed_text_gives_what_plain_text_gives_in_one_part_or_several(read, name, content, squeeze, numbered):
-    plain = read(name, content, numbered=numbered)
+    def found(name, content):
+        rows, broken = read(name, content, numbered=numbered)
+        return [row if numbered else row[1:] for row in rows], broken
+
+    plain = found(name, content)
     half = len(content) // 2  # in the middle of a line
     suffix = ".zst" if squeeze is zstd else ".gz"
     for end in (suffix, suffix.upper()):
-        assert read(name + end, squeeze(content), numbered=numbered) == plain
-    assert read(name + suffix, squeeze(content[:half]) + squeeze(content[half:]), numbered=numbered) == plain
+        assert found(name + end, squeeze(content)) == plain
+    assert found(name + suffix, squeeze(content[:half]) + squeeze(content[half:])) == plain
     assert (len(plain[0]), plain[1]) == (20_000, [])
 
 
