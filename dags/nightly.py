@@ -14,8 +14,9 @@ Turns a shop's event log and catalogue into a checked, versioned table of recomm
 10. **report** says how the night went, and how last night's lists did
 
 **tonight** comes before them all: it settles the parameters, and **recipes** and **shards** say what the mapped tasks
-are mapped over. Without `as_of`, a scheduled or backfilled run looks
-back from its logical date, a manual one from now. When anything fails, the lists published last stay current.
+are mapped over. Without `as_of`, a scheduled run looks back from its logical date, a manual one from now. A backfilled
+run always looks back from its logical date and publishes nothing, whatever the form says. When anything fails, the
+lists published last stay current.
 """
 
 from datetime import timedelta
@@ -59,7 +60,8 @@ PARAMS = {
         None,
         type=["null", "string"],
         title="As of",
-        description="look back from this instant, e.g. 2017-12-04T00:00:00Z; empty for the run's own date",
+        description="look back from this instant, e.g. 2017-12-04T00:00:00Z; empty for the run's own date, "
+        "which a backfill takes in any case",
     ),
     "models": Param(
         [],
@@ -83,7 +85,8 @@ PARAMS = {
         True,
         type="boolean",
         title="Publish",
-        description="switch off for a dry run that ends with the check",
+        description="switch off for a dry run, which leaves champions, lists and report as they are; "
+        "a backfill never publishes",
         section="Lists",
     ),
     "force_promote": Param(
@@ -118,13 +121,14 @@ def nightly():
 
         context = get_current_context()
         run, params = context["dag_run"], context["params"]
+        backfilled = run.run_type == "backfill"
         night = plan(
             shop=params["shop"],
-            as_of=params["as_of"],
+            as_of=None if backfilled else params["as_of"],
             run_key=run.logical_date or run.run_after,
             models=params["models"],
             k=params["k"],
-            publish=params["publish"],
+            publish=params["publish"] and not backfilled,
             force_promote=params["force_promote"],
         )
         return night.to_dict()

@@ -68,7 +68,7 @@ PAGE = """<!doctype html>
 <dl class="facts">
   <div><dt>Shop</dt><dd>{{ report.shop }}</dd></div>
   <div><dt>As of</dt><dd>{{ report.as_of | instant }}</dd></div>
-  <div><dt>Version</dt><dd><code>{{ report.version or "not published" }}</code></dd></div>
+  <div><dt>Version</dt><dd><code>{{ report.version }}</code></dd></div>
   {% for placement, made in report.lists.items() %}
   <div><dt>Lists, {{ placement }}</dt><dd>{{ made.lists | count }}</dd></div>
   {% endfor %}
@@ -165,8 +165,6 @@ def warnings(report: dict[str, Any]) -> list[str]:
         for table, rows in report["counts"].items()
         if not adds_up(rows)
     ]
-    if not report["version"]:
-        found.append("This night was a dry run: its lists were checked, not published.")
     return found
 
 

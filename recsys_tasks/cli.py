@@ -6,7 +6,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import pyarrow.compute as pc
@@ -31,7 +31,7 @@ from recsys_tasks import train as train_step
 from recsys_tasks.contract import ANONYMOUS, EVERYONE, PLACEMENT_VIEW, PLACEMENTS, USER_ID
 from recsys_tasks.errors import NightcartError, NothingInLake
 from recsys_tasks.lake import Lake
-from recsys_tasks.night import Night, as_of_of, plan
+from recsys_tasks.night import Night, as_of_of, nights_between, plan
 from recsys_tasks.online_store import open_store
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop, load_shop
@@ -48,7 +48,10 @@ Models = Annotated[str | None, typer.Option("--models", help="Models beside the 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEMO = "complete_journey"
 
-STEPS = ("ingest", "embed", "train", "evaluate", "promote", "publish_index", "recommend", "check", "publish", "report")
+Step = Literal[
+    "ingest", "embed", "train", "evaluate", "promote", "publish_index", "recommend", "check", "publish", "report"
+]
+STEPS = get_args(Step)
 
 
 @app.callback()
@@ -123,7 +126,7 @@ def _step_command(name: str) -> None:
         as_of: AsOf = None,
         models: Models = None,
         k: Annotated[int | None, typer.Option(help="Length of the lists.")] = None,
-        publish: Annotated[bool, typer.Option(help="Publish, or stop after the check.")] = True,
+        publish: Annotated[bool, typer.Option(help="Publish, or leave all that is current as it is.")] = True,
         force_promote: Annotated[str | None, typer.Option(help="Make this model champion.")] = None,
         as_json: AsJson = False,
     ) -> None:
@@ -132,7 +135,7 @@ def _step_command(name: str) -> None:
         if as_json:
             out.print_json(data=ids)
         elif name in ("run", "report"):
-            print_report(night.lake)
+            print_report(night.lake, ids["report"])
         else:
             out.print(ids[name])
 
@@ -201,22 +204,53 @@ def _print_validation(shop: Shop, found: dict[str, Any]) -> None:
 
 
 @app.command()
-def report(as_json: AsJson = False) -> None:
-    """Print the last night's report: accounting, leaderboard, and what three customers get."""
+def backfill(
+    first: Annotated[str, typer.Option("--from", help="Date (midnight UTC) or ISO 8601 instant with zone.")],
+    last: Annotated[str, typer.Option("--to", help="The same; it is included.")],
+    shop: ShopOption = DEMO,
+    until: Annotated[Step, typer.Option(help="The last step of each night.")] = "ingest",
+    models: Models = None,
+    k: Annotated[int | None, typer.Option(help="Length of the lists.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ingest every night of a range again, one a day, or run each up to another step. Publishes nothing."""
+    lake, told = _lake(), Console(stderr=as_json, soft_wrap=True, highlight=False)
+    known = {str(path.relative_to(lake.root)) for path in (lake.root / "events").glob("*/*.parquet")}
+    done = {}
+    for instant in nights_between(first, last):
+        night = plan(shop, instant.isoformat(), instant, models.split(",") if models else None, k, publish=False)
+        done[night.name] = run_night(night, until)
+        snapshot = lake.manifest(done[night.name]["ingest"])
+        files, rows = {day["file"] for day in snapshot["days"]}, sum(day["rows"] for day in snapshot["days"])
+        told.print(
+            f"{night.name}: {rows:,} rows, {len(files - known)} of {len(files)} {night.shop.partition_by}s "
+            f"new or changed, watermark {snapshot['watermark']}"
+        )
+        known |= files
     if as_json:
-        out.print_json(data=_last_report(_lake()))
+        out.print_json(data=done)
+
+
+@app.command()
+def report(
+    entry: Annotated[str | None, typer.Argument(help="An id, reports/...; default the night published last.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a night's report: accounting, leaderboard, and what three customers get."""
+    if as_json:
+        out.print_json(data=_report(_lake(), entry))
     else:
-        print_report(_lake())
+        print_report(_lake(), entry)
 
 
 @app.command()
 def leaderboard(as_json: AsJson = False) -> None:
-    """Print every model of the last night beside the baselines."""
-    rows = _last_report(_lake())["leaderboard"]
+    """Print every model of the night published last beside the baselines."""
+    content = _report(_lake())
     if as_json:
-        out.print_json(data=rows)
+        out.print_json(data=content["leaderboard"])
     else:
-        _print_leaderboard(_last_report(_lake()))
+        _print_leaderboard(content)
 
 
 @app.command(name="recommend")
@@ -261,10 +295,11 @@ def _shop(name: str) -> Shop:
     return load_shop(name, Settings().shops)
 
 
-def _last_report(lake: Lake) -> dict[str, Any]:
-    found = lake.current("reports")
+def _report(lake: Lake, report: str | None = None) -> dict[str, Any]:
+    found = {"report": report} if report else lake.current("reports")
     if not found:
         raise NothingInLake(f"{lake.root} holds no report yet; run a night first (make nightly, or nightcart run)")
+    lake.manifest(found["report"])  # tells where there is none
     return json.loads((lake.path(found["report"]) / "report.json").read_text())
 
 
@@ -356,9 +391,9 @@ def _print_leaderboard(content: dict[str, Any]) -> None:
         out.print(f"[red]{recipe} failed to train and was left out[/red]")
 
 
-def print_report(lake: Lake) -> None:
+def print_report(lake: Lake, report: str | None = None) -> None:
     """Print accounting, leaderboard and the lists of a loyal, a warm and a cold customer (where there are such)."""
-    content = _last_report(lake)
+    content = _report(lake, report)
     out.rule(f"{content['shop']}, night of {content['as_of']}")
     for line in ingest_step.accounting(content["counts"]):
         out.print(escape(line))
@@ -376,7 +411,10 @@ def print_report(lake: Lake) -> None:
                 f"({low:.4f}-{high:.4f}), {score['customers']:,} customers"
             )
     if not content["version"]:
-        out.print("not published: this night was asked to stop after the check")
+        out.print("not published: this night left all that is current as it was")
+        return
+    if (current(lake) or {}).get("version") != content["version"]:
+        out.print(f"published as version {content['version']}, which is not the current one")
         return
     home = pq.read_table(
         sorted(lake.path(entry("home", content["version"])).glob("part-*.parquet")), columns=[USER_ID, "tier"]

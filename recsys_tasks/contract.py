@@ -61,8 +61,8 @@ CUSTOMERS: Final = pa.schema(
         pa.field("events", pa.int64(), nullable=False),
         pa.field("targets", pa.int64(), nullable=False),  # events that recommendations are to bring about
         pa.field("active_days", pa.int64(), nullable=False),  # days (UTC) with an event
-        pa.field("first_at", _TIME),
-        pa.field("last_at", _TIME),
+        pa.field("first_day", pa.date32()),
+        pa.field("last_day", pa.date32()),
     ]
 )
 """Every customer of the log, sorted by user_id: a row is a ``user_idx``. Events that say something of a taste count."""
@@ -72,8 +72,9 @@ ITEM_STATISTICS: Final = pa.schema(
         pa.field(ITEM_ID, pa.string(), nullable=False),
         pa.field("events", pa.int64(), nullable=False),
         pa.field("targets", pa.int64(), nullable=False),
-        pa.field("first_at", _TIME),
-        pa.field("last_at", _TIME),
+        pa.field("active_days", pa.int64(), nullable=False),
+        pa.field("first_day", pa.date32()),
+        pa.field("last_day", pa.date32()),
     ]
 )
 """Every item of the catalogue, sorted by item_id: a row is an ``item_idx``."""

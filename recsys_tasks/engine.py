@@ -4,24 +4,37 @@ Both evaluate the same Ibis expressions and give equal tables. Files of the shop
 one after the other here, or each by a task of Spark.
 """
 
+import logging
+import os
+import re
+import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import ibis
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from recsys_tasks.errors import ShopFileError, TemporarilyUnavailable
+from recsys_tasks.errors import NightcartError, ShopFileError, TemporarilyUnavailable
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 BATCH_ROWS = 262_144
+_MOST_THREADS = 8
+"""Files read at a time."""
 
 
 class Engine(ABC):
@@ -31,16 +44,20 @@ class Engine(ABC):
     """Whether ``map`` works in this process."""
 
     @abstractmethod
-    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> Iterator[R]:
-        """Give what ``work`` gives for the things, in any order; it may be called for some of them at a time."""
+    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> list[R]:
+        """Return what ``work`` gives for the things, in any order; it is called for some of them at a time."""
 
     @abstractmethod
     def read(self, files: Sequence[Path]) -> ibis.Table:
         """Return the rows of Parquet files of one schema."""
 
     @abstractmethod
-    def keep(self, table: ibis.Table) -> ibis.Table:
-        """Evaluate an expression once, for several uses; the result of the call before is let go."""
+    def held(self, table: ibis.Table) -> AbstractContextManager[ibis.Table]:
+        """Give the rows of an expression that is asked for several times, evaluated once."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything."""
 
     @abstractmethod
     def batches(self, table: ibis.Table) -> Iterator[pa.Table]:
@@ -58,79 +75,161 @@ class DuckDB(Engine):
     def __init__(self, spill: Path) -> None:
         self.connection = connect(spill)
 
-    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> Iterator[R]:
-        """Give one after the other."""
-        yield from work(things)
+    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> list[R]:
+        """Let a thread a core work; each takes the next thing when it has done one."""
+        waiting: SimpleQueue[T] = SimpleQueue()
+        for thing in things:
+            waiting.put(thing)
+
+        def rest() -> Iterator[T]:
+            said = time.monotonic()
+            with suppress(Empty):
+                while True:
+                    yield waiting.get_nowait()
+                    if time.monotonic() - said > 10:
+                        said = time.monotonic()
+                        log.info("%d of %d files are read", len(things) - waiting.qsize(), len(things))
+
+        threads = min(len(things), os.cpu_count() or 1, _MOST_THREADS)
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            try:
+                return [found for part in pool.map(lambda _: list(work(rest())), range(threads)) for found in part]
+            finally:  # after an error nothing more is begun
+                list(rest())
 
     def read(self, files: Sequence[Path]) -> ibis.Table:
         """Return a view of the files."""
         return self.connection.read_parquet([str(file) for file in files], hive_partitioning=False)
 
-    def keep(self, table: ibis.Table) -> ibis.Table:
-        """Put the result into a temporary table."""
-        self.connection.raw_sql("DROP TABLE IF EXISTS nightcart_kept")
-        return self.connection.create_table("nightcart_kept", table)
-
     def batches(self, table: ibis.Table) -> Iterator[pa.Table]:
         """Stream the result."""
+        schema = table.schema().to_pyarrow()
         for batch in self.connection.to_pyarrow_batches(table, chunk_size=BATCH_ROWS):
-            yield pa.Table.from_batches([batch])
+            yield pa.Table.from_batches([batch]).cast(schema)
+
+    @contextmanager
+    def held(self, table: ibis.Table) -> Iterator[ibis.Table]:
+        """Give a temporary table."""
+        name = ibis.util.gen_name("held")
+        try:
+            yield self.connection.create_table(name, table, temp=True)
+        finally:
+            self.connection.raw_sql(f"DROP TABLE IF EXISTS {name}")  # Ibis's own cache is never dropped by sqlglot 30
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.connection.disconnect()
 
 
 class Spark(Engine):
-    """A Spark session: the one that is there, or a new one at ``NIGHTCART_SPARK_MASTER``."""
+    """A Spark session: beside the one that is there, or at ``NIGHTCART_SPARK_MASTER``.
+
+    Workers see the lake and the shop's files under the same paths. What an expression gives they write into a folder of
+    the lake, each its part, and it is read from there: no result passes through the driver's Java.
+    """
 
     here = False
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Path) -> None:
         try:
-            from pyspark.errors import PySparkRuntimeError
+            from py4j.protocol import Py4JError
+            from pyspark.errors import PySparkException
             from pyspark.sql import SparkSession
         except ImportError as error:
             raise ShopFileError(
                 "engine: spark needs PySpark; install it with pip install 'nightcart[spark]', or remove 'engine'"
             ) from error
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        settings = Settings()
+        self.shared = shared
+        self.found = SparkSession.getActiveSession()
         try:
-            self.session = (
-                SparkSession.builder.master(Settings().spark_master)
+            session = self.found or (
+                SparkSession.builder.master(settings.spark_master)
                 .appName("nightcart")
-                .config("spark.sql.session.timeZone", "UTC")
-                .config("spark.sql.execution.arrow.pyspark.enabled", "true")
+                .config("spark.driver.memory", f"{round(settings.memory_gb * 1024)}m")
+                .config("spark.log.level", "ERROR")
                 .config("spark.ui.enabled", "false")
+                .config("spark.ui.showConsoleProgress", "false")
                 .getOrCreate()
             )
-        except (PySparkRuntimeError, OSError) as error:
+        except (PySparkException, Py4JError, OSError) as error:
             raise TemporarilyUnavailable(
-                f"Spark does not start at {Settings().spark_master}: {str(error).splitlines()[0]}. It needs Java 17 or "
-                "newer (JAVA_HOME) and a master that answers (NIGHTCART_SPARK_MASTER)"
-            ) from error
-        self.session.conf.set("spark.sql.session.timeZone", "UTC")
+                f"Spark does not start at {settings.spark_master}: {_gist(error)}. It needs Java 17 or newer "
+                "(JAVA_HOME) and a master that answers (NIGHTCART_SPARK_MASTER)"
+            ) from None
+        self.session = session.newSession()  # views and settings of its own
         self.connection = ibis.pyspark.connect(self.session)
-        self.views = 0
 
-    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> Iterator[R]:
-        """Spread the things over the cluster's workers."""
-        if things:
-            yield from self.session.sparkContext.parallelize(things, len(things)).mapPartitions(work).collect()
+    def map(self, work: Callable[[Iterable[T]], Iterator[R]], things: Sequence[T]) -> list[R]:
+        """Deal the things out to the workers, neighbours to different ones: what is new tends to lie together."""
+        context = self.session.sparkContext
+        hands = min(len(things), 4 * context.defaultParallelism)
+        with _answering():
+            dealt = context.parallelize([things[hand::hands] for hand in range(hands)], max(1, hands))
+            results = dealt.flatMap(partial(_told, work)).collect()
+        for result in results:
+            if isinstance(result, NightcartError):
+                raise result
+        return results
 
     def read(self, files: Sequence[Path]) -> ibis.Table:
-        """Return a view of the files, which every worker must be able to reach."""
-        self.views += 1
-        name = f"nightcart_files_{self.views}"
-        self.session.read.parquet(*(str(file) for file in files)).createOrReplaceTempView(name)
-        return self.connection.table(name)
-
-    def keep(self, table: ibis.Table) -> ibis.Table:
-        """Put the result into Spark's cache."""
-        self.session.catalog.clearCache()
-        self.session.sql(str(ibis.to_sql(table, dialect="pyspark"))).cache().createOrReplaceTempView("nightcart_kept")
-        return self.connection.table("nightcart_kept")
+        """Return a view of the files."""
+        name = ibis.util.gen_name("files")
+        with _answering():
+            self.session.read.parquet(*(_address(file) for file in files)).createTempView(name)
+            return self.connection.table(name)
 
     def batches(self, table: ibis.Table) -> Iterator[pa.Table]:
-        """Bring the result here at once: callers ask for what fits this machine."""
-        found = self.session.sql(str(ibis.to_sql(table, dialect="pyspark"))).toArrow()
-        if found.num_rows:
-            yield found
+        """Read what the workers have written, file after file: Spark names them in the order of the rows."""
+        schema = table.schema().to_pyarrow()
+        with tempfile.TemporaryDirectory(dir=self.shared, prefix="spark-") as folder:
+            with _answering():
+                self.connection.to_parquet(table, f"file://{folder}/rows")
+            for file in sorted(Path(folder).glob("rows/*.parquet")):
+                for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
+                    yield pa.Table.from_batches([batch]).cast(schema)
+
+    @contextmanager
+    def held(self, table: ibis.Table) -> Iterator[ibis.Table]:
+        """Give a table that is kept in the memory and on the disks of the workers."""
+        with table.cache() as held:
+            yield held
+
+    def close(self) -> None:
+        """Stop what was started here."""
+        if not self.found:
+            self.session.stop()
+
+
+def _told(work: Callable[[Iterable[T]], Iterator[R]], things: Iterable[T]) -> Iterator[R | NightcartError]:
+    """Work on a worker of Spark; an error of ours is a result, which Spark neither retries nor wraps."""
+    try:
+        yield from work(things)
+    except NightcartError as error:
+        yield error
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Tell what Spark itself gave up, such as a worker that was lost; a fault of an expression keeps its own error."""
+    from py4j.protocol import Py4JError
+
+    try:
+        yield
+    except Py4JError as error:
+        raise TemporarilyUnavailable(f"Spark gave up: {_gist(error)}. Its log tells more; try again later") from None
+
+
+def _gist(error: Exception) -> str:
+    """The line that says what happened; Py4J puts one before it."""
+    first, *others = str(error).splitlines()
+    return (others[0].removeprefix(": ") if others and others[0].startswith(": ") else first).rstrip(".")
+
+
+def _address(file: Path) -> str:
+    """The file for Spark, which takes a bare path for one of the cluster's store, and brackets for a pattern."""
+    return "file://" + re.sub(r"([\\\[\]{}*?])", r"\\\1", str(file))
 
 
 def connect(spill: Path) -> Any:
@@ -141,8 +240,8 @@ def connect(spill: Path) -> Any:
 
 
 @contextmanager
-def open_engine(shop: Shop) -> Iterator[Engine]:
-    """Give the engine the shop file asks for.
+def open_engine(shop: Shop, shared: Path) -> Iterator[Engine]:
+    """Give the engine the shop file asks for; ``shared`` is a folder for what Spark's workers write.
 
     Raises
     ------
@@ -152,12 +251,9 @@ def open_engine(shop: Shop) -> Iterator[Engine]:
         Spark does not start: no Java, or the cluster does not answer.
 
     """
-    if shop.engine == "spark":
-        yield Spark()
-        return
-    with tempfile.TemporaryDirectory(prefix="nightcart-") as folder:
-        engine = DuckDB(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="nightcart-") as spill:
+        engine = Spark(shared) if shop.engine == "spark" else DuckDB(Path(spill))
         try:
             yield engine
         finally:
-            engine.connection.disconnect()
+            engine.close()

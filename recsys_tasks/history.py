@@ -91,20 +91,24 @@ def _write(lake: Lake, folder: Path, earlier: History | None, shared: int, days:
             array[:kept] = earlier.array(name)[:kept]
     at = kept
     for files in _groups(lake, days[shared:]):
-        table = pa.concat_tables(pq.ParquetFile(file).read(columns=[*_IDS.values(), *_OTHERS]) for file in files)
+        table = pa.concat_tables(
+            pq.ParquetFile(file, read_dictionary=list(_IDS.values())).read(columns=[*_IDS.values(), *_OTHERS])
+            for file in files
+        ).unify_dictionaries()
         rows = slice(at, at := at + table.num_rows)
         for name, column in _IDS.items():
-            found = table[column].combine_chunks().dictionary_encode()
-            new = found.dictionary.filter(pc.is_null(pc.index_in(found.dictionary, ids[name])))
-            ids[name] = pa.concat_arrays([ids[name], new])
-            arrays[name][rows] = pc.index_in(found.dictionary, ids[name]).to_numpy()[found.indices.to_numpy()]
+            chunks = table[column].chunks
+            if chunks:
+                found = chunks[0].dictionary  # of all of them
+                new = found.filter(pc.is_null(pc.index_in(found, ids[name])))
+                ids[name] = pa.concat_arrays([ids[name], new])
+                place = pc.index_in(found, ids[name]).to_numpy()
+                np.concatenate([place[chunk.indices.to_numpy()] for chunk in chunks], out=arrays[name][rows])
         arrays["time"][rows] = pc.cast(table[TIMESTAMP], pa.int64()).to_numpy()
         arrays["type"][rows] = pc.index_in(table[EVENT_TYPE], pa.array(EVENT_TYPES)).to_numpy()
         arrays["value"][rows] = table["value"].to_numpy()
     for name, column in _IDS.items():
         _sort_ids(arrays[name], ids[name], column, folder / f"{name}s.parquet")
-    for array in arrays.values():
-        array.flush()
 
 
 def _groups(lake: Lake, days: list[dict[str, Any]]) -> Iterator[list[Path]]:

@@ -15,8 +15,9 @@ wherever, give the same bytes. The log is handled by Ibis expressions (see ``eng
 import logging
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -33,7 +34,7 @@ from recsys_tasks.contract import EVENTS, ITEM_ID, ITEMS, QUARANTINE, USER_ID, U
 from recsys_tasks.engine import Engine, open_engine
 from recsys_tasks.errors import CheckFailed, ContractError
 from recsys_tasks.history import History, open_history
-from recsys_tasks.judging import DAY, record
+from recsys_tasks.judging import DAY
 from recsys_tasks.lake import Lake, fingerprint, sha256, table_bytes, write_batches, write_table
 from recsys_tasks.night import Night
 from recsys_tasks.reading import BROKEN, FAULTS, ROWS, Piece, read_files
@@ -74,7 +75,7 @@ def ingest(night: Night) -> str:
 
 def take_in(shop: Shop, as_of: datetime, lake: Lake) -> str:
     """Write the snapshot of a shop at an instant into a lake; see ``ingest``."""
-    with open_engine(shop) as engine, tempfile.TemporaryDirectory(dir=lake.drafts()) as draft:
+    with open_engine(shop, lake.drafts()) as engine, tempfile.TemporaryDirectory(dir=lake.drafts()) as draft:
         source = open_source(shop)
         pieces = _read(shop, source, lake, engine)
         inputs = {
@@ -136,12 +137,7 @@ def _read(shop: Shop, source: Source, lake: Lake, engine: Engine, only: Containe
         "number": only is not None,
     }
     read = partial(read_files, **described, source=source if engine.here else None)
-    pieces, said = [], time.monotonic()
-    for piece in engine.map(read, files):
-        pieces.append(piece)
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            log.info("read %d of %d files", len(pieces), len(files))
+    pieces = engine.map(read, files)
     fresh = sum(piece.fresh for piece in pieces)
     log.info("%d files, %d of them new or changed", len(pieces), fresh)
     return sorted(pieces, key=lambda piece: (piece.table, piece.file))
@@ -215,7 +211,9 @@ class _Ingestion:
             "watermark": _iso(max(day["last"] for day in days)),
             "files": {path.name: sha256(path) for path in sorted(self.draft.iterdir())},
         }
-        snapshot = f"snapshots/{self.instant:%Y%m%dT%H%M%S}-{fingerprint(described)}"
+        # What came from as_of on is no part of it: a night ingested again when the log has grown is the same.
+        counts = {table: {name: n for name, n in c.items() if name != "later"} for table, c in self.counts.items()}
+        snapshot = f"snapshots/{self.instant:%Y%m%dT%H%M%S}-{fingerprint({**described, 'counts': counts})}"
         if not self.lake.has(snapshot):
             described["warnings"] = self._warnings(census, catalogue)
             with self.lake.create(snapshot, described) as folder:
@@ -229,16 +227,27 @@ class _Ingestion:
         return self.engine.read([self.lake.path(piece.entry) / ROWS for piece in found])
 
     def _census(self) -> list[dict[str, Any]]:
-        """How many rows of which kind each file holds, day by day."""
-        rows = self._rows("events")
-        kind = ibis.cases(
-            ((rows.time >= self.as_of).fill_null(False), "later"),
-            (rows.left_out.notnull(), "left out"),
-            (rows.reason.notnull(), "bad"),
-            else_="good",
-        )
-        by = {"file": rows.file, "day": rows.day, "kind": kind, "word": rows.left_out}
-        return self.engine.table(rows.group_by(**by).aggregate(n=rows.count())).to_pylist()
+        """How many rows of which kind each file holds, day by day; what is dated from ``as_of`` on is ``later``."""
+        today, cut = divmod(self.as_of, DAY)
+        known, open_ = [], set()
+        for piece in self.of["events"]:
+            for row in piece.census:
+                day = row["day"]
+                if day == today and cut:  # only the rows tell
+                    open_.add(piece.file)
+                else:
+                    known.append({**row, "file": piece.file} | ({"kind": "later"} if (day or 0) >= today else {}))
+        if open_:
+            rows = self._rows("events", open_).filter(ibis._.day == today)
+            kind = ibis.cases(
+                (rows.time >= self.as_of, "later"),
+                (rows.left_out.notnull(), "left out"),
+                (rows.reason.notnull(), "bad"),
+                else_="good",
+            )
+            by = {"file": rows.file, "day": rows.day, "kind": kind, "word": rows.left_out}
+            known += self.engine.table(rows.group_by(**by).aggregate(n=rows.count())).to_pylist()
+        return known
 
     def _refuse_strangers(self, history: History, strangers: pa.Array) -> None:
         """List the events of items that the catalogue does not know; the log keeps them, no model sees them."""
@@ -263,9 +272,7 @@ class _Ingestion:
             self._refuse_strangers(history, strangers)
             return
         self.strangers = self.temporary / "strangers.parquet"
-        self.listed = write_batches(
-            (t.select(FAULTS.names).cast(FAULTS) for t in self.engine.batches(found)), FAULTS, self.strangers
-        )
+        self.listed = write_batches((_as_faults(table) for table in self.engine.batches(found)), FAULTS, self.strangers)
 
     def _unnumbered(self, files: Iterable[str]) -> list[str]:
         wanted = set(files)
@@ -344,7 +351,7 @@ class _Ingestion:
                 self._number(unnumbered)
                 return self._write_batch(parts)
             if found.num_rows:
-                robots = [(row["robot"], row["on"]) for row in found.to_pylist()]
+                robots = sorted((row["robot"], row["on"]) for row in found.to_pylist())
                 listed = self._temporary(found)
                 theirs = good.inner_join(listed, [good.user_id == listed.robot, good.day == listed.on])
                 said = (
@@ -357,42 +364,55 @@ class _Ingestion:
                 bad = _refuse(theirs, "user_id", said)
                 good = good.anti_join(listed, [good.user_id == listed.robot, good.day == listed.on])
         days: dict[str, dict[str, Any]] = {part.key: {"date": part.date} for part in parts}
-        kept = _without_duplicates(good, self.source.rules.event_ids)
-        with_words = "title" in rows.columns
+        with_words, with_ids = "title" in rows.columns, self.source.rules.event_ids
         if with_words:
-            kept = self.engine.keep(kept)
-        order = [
-            ibis.asc(name, nulls_first=True)
-            for name in ("time", "user_id", "item_id", "event_type", "value", "price", "session_id", "event_id")
-        ]
-        in_order = kept.select("time", *(name for name in EVENTS.names if name != "timestamp"), "copies").order_by(
-            order
-        )
-        for part, table in _cut(self.engine.batches(in_order), parts, in_order):
-            self._write_day(part, table, days[part.key])
-        if with_words:
-            facts = kept.group_by("day", "item_id", *_WORDS, "price").aggregate(n=kept.count())
-            facts = facts.mutate(time=facts.day.cast("int64") * DAY).drop("day")
-            facts = facts.order_by([ibis.asc(name, nulls_first=True) for name in ("time", "item_id", "price", *_WORDS)])
-            for part, table in _cut(self.engine.batches(facts), parts, facts):
-                days[part.key]["items"], _ = self.lake.add_file(f"items/date={part.date}", table_bytes(table))
+            with self.engine.held(_without_duplicates(good, with_ids)) as held:
+                self._write_events(held, parts, days)
+                self._write_facts(held, parts, days)
+        else:  # equal rows meet in the sort: to count them there is cheaper
+            kept = _without_duplicates(good, with_ids) if with_ids else good.mutate(copies=ibis.literal(1, "int64"))
+            self._write_events(kept, parts, days)
         if bad is not None:
             self._write_refused(bad, parts, days)
         for part in parts:
             days[part.key]["robots"] = [(user, day) for user, day in robots if part.start <= day < part.end]
         return days
 
+    def _write_events(self, kept: ibis.Table, parts: list[_Part], days: dict[str, dict[str, Any]]) -> None:
+        """The log itself."""
+        columns = [name for name in EVENTS.names if name != "timestamp"]
+        order = ("time", "user_id", "item_id", "event_type", "value", "price", "session_id", "event_id")
+        in_order = kept.select("time", *columns, "copies").order_by(
+            [ibis.asc(name, nulls_first=True) for name in order]
+        )
+        with ThreadPoolExecutor(2) as pool:  # Parquet is written while the next rows are put in order
+            writing: deque[Future[None]] = deque()
+            for part, table in _cut(self.engine.batches(in_order), parts, in_order):
+                writing.append(pool.submit(self._write_day, part, table, days[part.key]))
+                if len(writing) > 4:
+                    writing.popleft().result()
+            for written in writing:
+                written.result()
+
+    def _write_facts(self, kept: ibis.Table, parts: list[_Part], days: dict[str, dict[str, Any]]) -> None:
+        """What rows tell of their items, where there is no catalogue."""
+        facts = kept.group_by("day", "item_id", *_WORDS, "price").aggregate(n=kept.count())
+        facts = facts.mutate(time=facts.day.cast("int64") * DAY).drop("day")
+        facts = facts.order_by([ibis.asc(name, nulls_first=True) for name in ("time", "item_id", "price", *_WORDS)])
+        for part, table in _cut(self.engine.batches(facts), parts, facts):
+            days[part.key]["items"], _ = self.lake.add_file(f"items/date={part.date}", table_bytes(table))
+
     def _write_day(self, part: _Part, table: pa.Table, day: dict[str, Any]) -> None:
+        copies = pc.sum(table["copies"]).as_py() or 0
+        table = _distinct(table)
         times = table["time"]
         columns = {name: times if name == "timestamp" else table[name] for name in EVENTS.names}
-        name, digest = self.lake.add_file(
-            f"events/date={part.date}", table_bytes(pa.table(columns).cast(EVENTS).combine_chunks())
-        )
+        name, digest = self.lake.add_file(f"events/date={part.date}", table_bytes(pa.table(columns).cast(EVENTS)))
         day |= {
             "file": name,
             "sha256": digest,
             "rows": table.num_rows,
-            "duplicates": (pc.sum(table["copies"]).as_py() or 0) - table.num_rows,
+            "duplicates": copies - table.num_rows,
             "last": times[-1].as_py() if table.num_rows else 0,
             "refused": {},
         }
@@ -402,8 +422,7 @@ class _Ingestion:
         bad = bad.order_by(["time", "file", "row", "field"])
         for part, table in _cut(self.engine.batches(bad), parts, bad):
             if table.num_rows:
-                table = table.select(FAULTS.names).cast(FAULTS)
-                name, _ = self.lake.add_file(f"quarantine/date={part.date}", table_bytes(table))
+                name, _ = self.lake.add_file(f"quarantine/date={part.date}", table_bytes(_as_faults(table)))
                 reasons = Counter(table["field"].to_pylist())
                 days[part.key] |= {"refused": dict(sorted(reasons.items())), "quarantine": name}
 
@@ -534,18 +553,19 @@ class _Ingestion:
             write_table(QUARANTINE.empty_table(), path)
             return
         rows = ibis.union(*faults) if len(faults) > 1 else faults[0]
-        rows = rows.select(*QUARANTINE.names).order_by(["table", "file", "row", "field"])
+        rows = rows.select(*QUARANTINE.names).order_by(QUARANTINE.names)
         write_batches((batch.cast(QUARANTINE) for batch in self.engine.batches(rows)), QUARANTINE, path)
 
     def _empty_night(self) -> str:
         where = f"{self.shop.file}: an empty night: no usable event before as_of {self.instant.isoformat()}"
         count, files = self.counts["events"], len(self.of["events"])
-        faults, found = self._faults("events"), []
+        faults, only_broken = self._faults("events"), set(count["reasons"]) == {"line"}
+        bad: list[dict[str, Any]] = []
         if faults is not None:
-            only_broken = set(count["reasons"]) == {"line"}
-            faults = faults.filter(only_broken | (faults.field != "line")).order_by(["file", "row"]).limit(1)
-            found = self.engine.table(faults).to_pylist()
-        for first in found:
+            listed = faults.filter(only_broken | (faults.field != "line")).order_by(["file", "row"])
+            bad = self.engine.table(listed.limit(1)).to_pylist()
+        if bad:
+            first = bad[0]
             if only_broken:
                 return (
                     f"{where}: none of {count['read']:,} lines could be used. "
@@ -645,17 +665,34 @@ def _cut(tables: Iterator[pa.Table], parts: list[_Part], like: ibis.Table) -> It
         yield part, held[0]
 
 
+def _distinct(table: pa.Table) -> pa.Table:
+    """Of rows that are equal in every field, and so neighbours, the first."""
+    if table.num_rows < 2:
+        return table
+    equal: Any = None
+    for column in table.drop_columns("copies").combine_chunks().itercolumns():
+        here, before = column.chunk(0)[1:], column.chunk(0)[:-1]
+        same = pc.fill_null(pc.equal(here, before), False)
+        if column.null_count:
+            same = pc.or_(same, pc.and_(pc.is_null(here), pc.is_null(before)))
+        equal = same if equal is None else pc.and_(equal, same)
+        if not pc.any(equal).as_py():
+            return table
+    return table.filter(pa.concat_arrays([pa.array([True]), pc.invert(equal)]))
+
+
 def _refuse(rows: ibis.Table, field: str, reason: ibis.Value) -> ibis.Table:
-    """Good rows as the quarantine has them."""
-    return rows.select(
-        "file",
-        "row",
-        "time",
-        table=ibis.literal("events"),
-        field=ibis.literal(field),
-        reason=reason,
-        record=record({name: rows[name] for name in _SHOWN}),
-    )
+    """Good rows, with what is wrong with them."""
+    said = {"table": ibis.literal("events"), "field": ibis.literal(field), "reason": reason}
+    return rows.select("file", "row", "time", *_SHOWN, **said)
+
+
+def _as_faults(refused: pa.Table) -> pa.Table:
+    """Refused rows as the quarantine has them. Their record is written here, for engines write numbers differently."""
+    texts = [pc.fill_null(refused[name].cast(pa.string()), "") for name in _SHOWN]
+    parts = [pc.binary_join_element_wise(name, text, "=") for name, text in zip(_SHOWN, texts, strict=True)]
+    record = pc.binary_join_element_wise(*parts, ", ")
+    return refused.append_column("record", record).select(FAULTS.names).cast(FAULTS)
 
 
 def _without_duplicates(rows: ibis.Table, with_ids: bool) -> ibis.Table:

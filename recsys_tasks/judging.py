@@ -4,7 +4,7 @@ The rules are Ibis expressions over one raw row; nothing here looks at another r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -52,6 +52,8 @@ class Judgement:
     faults: list[Fault]
     shown: tuple[str, ...]
     """Raw columns by which a person recognises the row."""
+    derived: dict[str, Callable[[ibis.Table], ibis.Value]] = field(default_factory=dict)
+    """More fields, from the typed ones."""
 
     def sql(self, raw: ibis.Table) -> str:
         """Return DuckDB's SQL from the relation ``raw`` to the typed fields, ``field``, ``reason`` and ``record``.
@@ -61,14 +63,18 @@ class Judgement:
         """
         typed = raw.select(**{f"raw_{name}": raw[name] for name in self.shown}, **self.typed)
         rows = ibis.table(typed.schema(), name="typed")
-        numbers = ((fault.found(rows).fill_null(False), n) for n, fault in enumerate(self.faults))
-        judged = rows.mutate(fault=ibis.cases(*numbers, else_=ibis.null("int8")).cast("int8"))
+        numbers = ((fault.found(rows), n) for n, fault in enumerate(self.faults))
+        judged = rows.mutate(
+            fault=ibis.cases(*numbers, else_=ibis.null("int8")).cast("int8"),
+            **{name: derived(rows) for name, derived in self.derived.items()},
+        )
         rows = ibis.table(judged.schema(), name="judged")
         null = ibis.null("string")
         fields = ((rows.fault == n, fault.field) for n, fault in enumerate(self.faults))
         reasons = ((rows.fault == n, fault.reason(rows)) for n, fault in enumerate(self.faults))
         told = rows.select(
             *self.typed,
+            *self.derived,
             field=ibis.cases(*fields, else_=null),
             reason=ibis.cases(*reasons, else_=null),
             record=ibis.ifelse(rows.fault.notnull(), record({n: rows[f"raw_{n}"] for n in self.shown}), null),
@@ -102,7 +108,9 @@ def _given(value: ibis.Value) -> ibis.Value:
 
 
 def _text(value: ibis.Value) -> ibis.Value:
-    return value.cast("string").strip().nullif("")
+    """Text without blanks around it, null where nothing is left. To look is cheaper than to strip."""
+    text = value.cast("string")
+    return ibis.ifelse(text.re_search(r"^\S(.*\S)?$"), text, text.strip().nullif(""))
 
 
 def _identity(value: ibis.Value) -> ibis.Value:
@@ -121,8 +129,7 @@ def _path(category: ibis.Value) -> ibis.Value:
 
 
 def _number(value: ibis.Value) -> ibis.Value:
-    number = value if value.type().is_numeric() else _text(value).try_cast("float64")
-    number = number.cast("float64")
+    number = value.cast("float64") if value.type().is_numeric() else value.cast("string").try_cast("float64")
     return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
 
 
@@ -135,14 +142,13 @@ def _time(value: ibis.Value, rules: EventRules) -> tuple[ibis.Value, ibis.Value]
         number = value.try_cast("float64") * {"s": 1_000_000, "ms": 1_000, "us": 1}[rules.timestamp_unit]
         whole = ibis.ifelse(number.between(0, 4e15), number.round(), ibis.null("float64")).cast("int64")
         return whole, ibis.literal(False)
-    text = _text(value)
+    text = value.cast("string")
     if rules.timestamp_format:
         form = rules.timestamp_format
-        return epoch_us(try_strptime(text, form).cast(_INSTANT)), ibis.literal("%z" not in form)
-    with_seconds = text.re_replace(_NO_SECONDS, r"\1:00\2")
-    return epoch_us(ibis.coalesce(text.try_cast(_INSTANT), with_seconds.try_cast(_INSTANT))), ~(
-        with_seconds.re_search(_ZONE_AT_END)
-    )
+        return epoch_us(try_strptime(text.strip(), form).cast(_INSTANT)), ibis.literal("%z" not in form)
+    with_seconds = text.strip().re_replace(_NO_SECONDS, r"\1:00\2")
+    instant = ibis.coalesce(text.try_cast(_INSTANT), with_seconds.try_cast(_INSTANT))
+    return epoch_us(instant), ~with_seconds.re_search(_ZONE_AT_END)
 
 
 def _expected_time(value: ibis.Value, rules: EventRules) -> ibis.Value:
@@ -172,9 +178,10 @@ def judge_events(raw: ibis.Table, shop: Shop, rules: EventRules, with_items: boo
     microseconds since 1970, that a clock which is right can have told. A row with a word to leave out has no faults.
     """
     instant, naive = _time(raw.timestamp, rules)
-    word = _text(raw.event_type)
+    word = raw.event_type.cast("string")
     names = {**{name: name for name in EVENT_TYPES}, **rules.event_types}
-    told = word.cases(*names.items(), else_=ibis.null("string"))
+    null = ibis.null("string")
+    told = word.cases(*names.items(), else_=word.strip().cases(*names.items(), else_=null))
     kind = ibis.literal(rules.event_type) if rules.event_type else told
     value, price = _number(raw.value), _number(raw.price)
     if rules.negative_value == "return":
@@ -182,13 +189,10 @@ def judge_events(raw: ibis.Table, shop: Shop, rules: EventRules, with_items: boo
         kind, value = ibis.ifelse(back, "return", kind), value.abs()
     typed = {
         "row": raw.row.cast("int64"),
-        "left_out": ibis.ifelse(word.isin(rules.left_out), word, ibis.null("string"))
-        if rules.left_out
-        else ibis.null("string"),
+        "left_out": ibis.ifelse(word.strip().isin(rules.left_out), word.strip(), null) if rules.left_out else null,
         "user_id": _identity(raw.user_id),
         "item_id": _identity(raw.item_id),
         "time": instant,
-        "day": (instant // DAY).cast("int32"),
         "event_type": kind,
         "value": value,
         "price": price,
@@ -246,7 +250,8 @@ def judge_events(raw: ibis.Table, shop: Shop, rules: EventRules, with_items: boo
         )
     if rules.left_out:
         faults.insert(0, Fault("left_out", lambda r: r.left_out.notnull(), lambda r: ibis.null("string")))
-    return Judgement(typed, faults, ("user_id", "item_id", "timestamp", "event_type", "value", "price"))
+    shown = ("user_id", "item_id", "timestamp", "event_type", "value", "price")
+    return Judgement(typed, faults, shown, {"day": lambda r: (r.time // DAY).cast("int32")})
 
 
 def judge_items(raw: ibis.Table, shop: Shop) -> Judgement:

@@ -25,6 +25,8 @@ from recsys_tasks.errors import NothingInLake
 
 MANIFEST = "_MANIFEST.json"
 CURRENT = "_CURRENT.json"
+_GROUP_ROWS = 262_144
+"""Rows of a Parquet row group, where a table is written batch by batch."""
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
@@ -52,24 +54,35 @@ def sha256(path: Path) -> str:
 def write_table(table: pa.Table, path: Path) -> None:
     """Write Parquet in the one way of the lake: zstd, no dictionary on floats, nothing of this machine in the bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata(None), path, **_parquet(table.schema))
+    pq.write_table(_bare(table), path, **_parquet(table.schema))
 
 
 def write_batches(batches: Iterable[pa.Table], schema: pa.Schema, path: Path) -> int:
-    """Write the same way what is too large for memory; return the number of rows."""
-    rows = 0
+    """Write the same way what is too large for memory, however it is cut; return the number of rows."""
+    written, held, rows = 0, [schema.empty_table()], 0
     with pq.ParquetWriter(path, schema, **_parquet(schema)) as writer:
         for batch in batches:
-            writer.write_table(batch)
+            held.append(batch)
             rows += batch.num_rows
-    return rows
+            while rows >= _GROUP_ROWS:
+                table = pa.concat_tables(held)
+                writer.write_table(_bare(table.slice(0, _GROUP_ROWS)))
+                held, rows, written = [table.slice(_GROUP_ROWS)], rows - _GROUP_ROWS, written + _GROUP_ROWS
+        if rows:
+            writer.write_table(_bare(pa.concat_tables(held)))
+    return written + rows
 
 
 def table_bytes(table: pa.Table) -> bytes:
     """Return what ``write_table`` writes."""
     target = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), target, **_parquet(table.schema))
+    pq.write_table(_bare(table), target, **_parquet(table.schema))
     return target.getvalue()
+
+
+def _bare(table: pa.Table) -> pa.Table:
+    """The table without what its rows do not tell: metadata, and where it was cut, which would move Parquet's pages."""
+    return table.combine_chunks().replace_schema_metadata(None)
 
 
 def _parquet(schema: pa.Schema) -> dict[str, Any]:

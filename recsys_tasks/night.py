@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from recsys_tasks.errors import ContractError, ShopFileError
@@ -28,6 +28,7 @@ class Night:
     recipes: list[str]
     """Recipes to train and compare, written by ``Recipe.text``."""
     publish: bool = True
+    """Whether champions, lists and report of this night become the current ones; without, none of them moves."""
     force_promote: str | None = None
     """Name of a model that is made champion whatever the leaderboard says."""
     shards: list[int] = field(default_factory=list)
@@ -128,18 +129,54 @@ def plan(
 def as_of_of(shop: Shop, as_of: str | None, run_key: datetime) -> datetime:
     """Return the instant that a night looks back from; see ``plan``."""
     if as_of:
-        return _instant(as_of)
+        return _instant(as_of, "as_of")
     instant = run_key.astimezone(UTC)
     return min(instant, shop.archive_until) if shop.archive_until else instant
 
 
-def _instant(text: str) -> datetime:
+def nights_between(first: str, last: str) -> list[datetime]:
+    """Return the instants of a night a day, from the first to the last, both included.
+
+    Parameters
+    ----------
+    first
+        ISO 8601 date, for midnight in UTC, or instant with zone. Every night is at its time of day, in UTC.
+    last
+        Date of the last night, or an instant that no night is after.
+
+    Raises
+    ------
+    ContractError
+        One of them is no date and no instant, has no zone, or lies before the other.
+
+    """
+    start = _instant(first, "from", or_date=True)
+    end = _instant(last, "to", or_date=True)
+    if _is_date(last):
+        end = datetime.combine(end, start.timetz())
+    if end < start:
+        raise ContractError(f"to: {last!r} lies before from, {first!r}; expected the same night or a later one")
+    return [start + timedelta(days=n) for n in range((end - start).days + 1)]
+
+
+def _instant(text: str, field: str, or_date: bool = False) -> datetime:
+    """Return an instant in UTC; the message of an error names the field that a person filled in."""
     try:
         instant = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ContractError(
-            f"as_of: {text!r} is no instant; expected ISO 8601 with a zone, such as 2017-12-04T00:00:00Z"
-        ) from error
+        expected = "ISO 8601 with a zone, such as 2017-12-04T00:00:00Z"
+        expected += ", or a date, such as 2017-12-04" if or_date else ""
+        raise ContractError(f"{field}: {text!r} is no instant; expected {expected}") from error
+    if or_date and _is_date(text):
+        return instant.replace(tzinfo=UTC)
     if instant.tzinfo is None:
-        raise ContractError(f"as_of: {text!r} has no time zone; write {instant.isoformat()}Z for UTC")
+        raise ContractError(f"{field}: {text!r} has no time zone; write {instant.isoformat()}Z for UTC")
     return instant.astimezone(UTC)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

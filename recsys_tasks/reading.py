@@ -15,6 +15,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class Piece:
     """Whether there is a quarantine."""
     numbered: bool
     """Whether ``row`` is told for all rows; it always is for bad ones."""
+    census: list[dict[str, Any]]
+    """How many rows there are, by ``day`` (None: without a time), ``kind`` (good, bad, left out) and ``word``."""
     fresh: bool
     """Whether it was read now, and not by an earlier night."""
 
@@ -151,20 +154,24 @@ class _Reader:
                         f"{file.path}: was written to while it was read; expected a finished export. Try again later"
                     )
         found: dict[str, Any] = described if fresh else self.lake.manifest(entry)
-        return Piece(table, file.name, entry, found["bad"], found["numbered"], fresh)
+        return Piece(table, file.name, entry, found["bad"], found["numbered"], found["census"], fresh)
 
     def _read(self, table: str, file: SourceFile, folder: Path, described: dict[str, Any], number: bool) -> None:
         """Fill the folder, and tell of it."""
         small = table != "events" or file.path.stat().st_size < _BIG
         numbered = small or number or self.source.rules.event_ids
         try:
-            self._judge(table, file, folder, numbered)
-            bad = self._bad(folder)
-            if bad and not numbered:  # a person wants to know which rows
-                numbered = True
-                self._judge(table, file, folder, numbered)
-            described["bad"] = self._write_quarantine(table, file, folder, bad)
-            described["numbered"] = numbered
+            census: list[dict[str, Any]] = []
+            if not numbered:
+                with suppress(duckdb.Error):  # the second reading tells what is wrong
+                    census = self._judge(table, file, folder, numbered=False)
+                    numbered = self._is_numbered(folder)
+                rows = sum(row["n"] for row in census)  # a person wants to know which of them are bad
+                if not census or (_bad(census) and not numbered and not self.source.in_order(file, rows)):
+                    numbered, census = True, []
+            census = census or self._judge(table, file, folder, numbered=True)
+            described["bad"] = self._write_quarantine(table, file, folder, _bad(census))
+            described |= {"numbered": numbered, "census": census}
         except (duckdb.Error, pa.ArrowException, ibis.IbisError) as error:  # the latter of types that are no value
             what = str(error).strip().splitlines()[0]
             raise SourceError(
@@ -182,7 +189,8 @@ class _Reader:
         for (name,) in tables.fetchall():
             self.connection.raw_sql(f'DROP TABLE "{name}"')
 
-    def _judge(self, table: str, file: SourceFile, folder: Path, numbered: bool) -> None:
+    def _judge(self, table: str, file: SourceFile, folder: Path, numbered: bool) -> list[dict[str, Any]]:
+        """Write the rows of a file and return their census."""
         match table:
             case "events":
                 raw = self.source.read_events(self.connection, file, numbered=numbered)
@@ -198,8 +206,9 @@ class _Reader:
         name, target = file.name.replace("'", "''"), str(folder / ROWS).replace("'", "''")
         self.connection.raw_sql(
             f"COPY (SELECT '{name}' AS file, * FROM ({self.judgements[known]})) TO '{target}' "
-            "(FORMAT parquet, COMPRESSION zstd)"
+            "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)"
         )
+        return self._census(table, folder)
 
     def _judgement(self, table: str, raw: ibis.Table) -> str:
         if table == "events":
@@ -207,11 +216,20 @@ class _Reader:
             return judge_events(raw, self.shop, self.source.rules, with_items, self.latest).sql(raw)
         return (judge_items(raw, self.shop) if table == "items" else judge_users(raw)).sql(raw)
 
-    def _bad(self, folder: Path) -> int:
-        (found,) = self.connection.raw_sql(
-            f"SELECT count(reason) FROM read_parquet({_literal(folder / ROWS)})"
-        ).fetchall()
-        return found[0]
+    def _census(self, table: str, folder: Path) -> list[dict[str, Any]]:
+        day, word = ("day", "left_out") if table == "events" else ("NULL::INTEGER", "NULL::VARCHAR")
+        kind = f"CASE WHEN reason IS NOT NULL THEN 'bad' WHEN {word} IS NOT NULL THEN 'left out' ELSE 'good' END"
+        found = self.connection.con.execute(
+            f"SELECT {day} AS day, {kind} AS kind, {word} AS word, count(*) AS n "
+            f"FROM read_parquet({_literal(folder / ROWS)}) GROUP BY ALL ORDER BY ALL"
+        )
+        return [dict(zip(("day", "kind", "word", "n"), row, strict=True)) for row in found.fetchall()]
+
+    def _is_numbered(self, folder: Path) -> bool:
+        found = self.connection.con.execute(
+            f"SELECT count(row) = count(*) FROM read_parquet({_literal(folder / ROWS)})"
+        )
+        return bool(found.fetchall()[0][0])
 
     def _write_quarantine(self, table: str, file: SourceFile, folder: Path, bad: int) -> bool:
         """A row's number is moved past the broken lines before it."""
@@ -238,8 +256,9 @@ class _Reader:
                 )
             when = "time" if table == "events" else "updated_at" if table == "items" else "NULL"
             found = self.connection.con.execute(
-                f"SELECT row, field, reason, record, {when}::BIGINT AS time "
-                f"FROM read_parquet({_literal(folder / ROWS)}) WHERE reason IS NOT NULL ORDER BY row"
+                f"SELECT coalesce(row, file_row_number + 1) AS row, field, reason, record, {when}::BIGINT AS time "
+                f"FROM read_parquet({_literal(folder / ROWS)}, file_row_number=true) "
+                "WHERE reason IS NOT NULL ORDER BY 1"
             ).to_arrow_reader(65_536)
             for batch in found:
                 rows = batch["row"].to_numpy(zero_copy_only=False)
@@ -256,6 +275,10 @@ class _Reader:
         if bad or rejects:
             write_batches(batches(), FAULTS, folder / BROKEN)
         return bool(bad or rejects)
+
+
+def _bad(census: list[dict[str, Any]]) -> int:
+    return sum(row["n"] for row in census if row["kind"] == "bad")
 
 
 def _stamp(file: SourceFile) -> str:

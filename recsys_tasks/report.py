@@ -1,6 +1,7 @@
 """Step 10, report: what a person must know about this night, and how last night's lists did on what came since.
 
-Reads what the other steps wrote; writes ``reports/<id>/report.json`` and makes it the current report.
+Reads what the other steps wrote; writes ``reports/<id>/report.json`` and, where the night was published, makes it the
+current report.
 """
 
 import json
@@ -56,7 +57,10 @@ def report(
     if not lake.has(written):
         with lake.create(written, {"as_of": night.as_of, "version": version}) as folder:
             (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
-    lake.point("reports", {"report": written})
+    if night.publish:
+        lake.point("reports", {"report": written})
+    else:
+        log.info("the last report stays current; `nightcart report %s` shows this night's", written)
     for recipe in leaderboard["failed"]:
         log.warning("%s failed to train and was left out", recipe)
     return written

@@ -14,7 +14,9 @@ class Settings(BaseSettings):
     home: Path = Field(Path("var"), description="folder of the lake, the MLflow store and the embedded Valkey")
     redis_url: str | None = Field(None, description="any Redis or Valkey URL; without it an embedded Valkey is used")
     mlflow_tracking_uri: str | None = Field(None, description="an MLflow server; without it SQLite in the home")
-    memory_gb: float = Field(2.0, gt=0, description="memory of DuckDB while it works on the log; the rest goes to disk")
+    memory_gb: float = Field(
+        2.0, gt=0, description="memory of the engine while it works on the log; the rest goes to disk"
+    )
     spark_master: str = Field("local[*]", description="where engine: spark works")
     shops: Path = Field(Path(__file__).parents[1] / "include" / "shops", description="folder of the named shop files")
 

@@ -7,6 +7,7 @@ users and items stand in the order of their ids, so a number means the same in e
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -159,12 +160,33 @@ class Interactions:
     @cached_property
     def active_days(self) -> np.ndarray:
         """(n_users,) int64, number of different days (in UTC) with an event."""
-        order, start = self._by_user
-        days = (self.time // DAY)[order]
-        begins = np.diff(days, prepend=-1) != 0  # a user's events stand in the order of time
-        begins[start[:-1][start[:-1] < len(days)]] = True
-        counted = np.concatenate([[0], np.cumsum(begins)])
-        return counted[start[1:]] - counted[start[:-1]]
+        return self.days(self.user_idx, self.n_users)[0]
+
+    def days(self, codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return for each code (a user or an item) its number of days (in UTC) with an event, the first and the last.
+
+        Days are int64, since 1970; -1 for a code without an event.
+        """
+        active, first, last = np.zeros(n, np.int64), np.full(n, -1), np.full(n, -1)
+        if not len(self):
+            return active, first, last
+        begin, end = int(self.time[0] // DAY), int(self.time[-1] // DAY)
+        cuts = np.searchsorted(self.time, np.arange(begin, end + 2) * DAY)
+        seen = np.zeros(n, bool)
+        for day, (start, stop) in enumerate(pairwise(cuts), begin):
+            found: np.ndarray = codes[start:stop]
+            if len(found) < n // 16:  # a quiet day
+                found = np.unique(found)
+                active[found] += 1
+            else:
+                seen[:] = False
+                seen[found] = True
+                active += seen
+                found = np.flatnonzero(seen)
+            last[found] = day
+        for day, (start, stop) in reversed(list(enumerate(pairwise(cuts), begin))):
+            first[codes[start:stop]] = day
+        return active, first, last
 
 
 class Snapshot:
@@ -235,10 +257,8 @@ def write_statistics(lake: Lake, shop: Shop, snapshot: str) -> str:
     log = Snapshot(lake, snapshot).interactions(shop)
     items = pq.read_table(lake.path(snapshot) / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
     with lake.create(entry, inputs) as folder:
-        days = log.active_days
-        tier = tiers(days, shop.tiers.loyal, shop.tiers.warm)
-        customers = {USER_ID: log.user_ids, "tier": tier, "active_days": days}
-        customers |= _counts(log, log.user_idx, log.n_users)
+        customers = {USER_ID: log.user_ids, **_counts(log, log.user_idx, log.n_users)}
+        customers["tier"] = tiers(customers["active_days"], shop.tiers.loyal, shop.tiers.warm)
         write_table(
             pa.table({name: customers[name] for name in CUSTOMERS.names}, CUSTOMERS), folder / "customers.parquet"
         )
@@ -249,16 +269,16 @@ def write_statistics(lake: Lake, shop: Shop, snapshot: str) -> str:
 
 
 def _counts(log: Interactions, codes: np.ndarray, n: int) -> dict[str, Any]:
-    """Events, targets, first and last instant of each code; the log is in the order of time."""
-    events = np.bincount(codes, minlength=n)
-    first, last = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    last[codes] = log.time  # of several the last one stays
-    first[codes[::-1]] = log.time[::-1]
-    times = {
-        name: pa.array(time, pa.timestamp("us", "UTC"), mask=events == 0)
-        for name, time in (("first_at", first), ("last_at", last))
+    """Events, targets, days with an event, and the first and last of these, of each code."""
+    active, first, last = log.days(codes, n)
+    dates = {
+        name: pa.array(day.astype(np.int32), pa.date32(), mask=day < 0)
+        for name, day in (("first_day", first), ("last_day", last))
     }
-    return {"events": events, "targets": np.bincount(codes[log.is_target], minlength=n), **times}
+    events = np.bincount(codes, minlength=n)
+    every = log.is_target.all()
+    targets = events if every else np.bincount(codes[log.is_target], minlength=n)
+    return {"events": events, "targets": targets, "active_days": active, **dates}
 
 
 def tiers(active_days: np.ndarray, loyal: int, warm: int) -> np.ndarray:

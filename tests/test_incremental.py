@@ -1,11 +1,13 @@
 """A night reads what is new and writes what that touches; whatever the order, the same files give the same bytes."""
 
+import gzip
 import os
 
 import numpy as np
 import pytest
 import yaml
 
+from recsys_tasks import reading
 from recsys_tasks.errors import TemporarilyUnavailable
 from recsys_tasks.history import open_history
 from recsys_tasks.lake import Lake, sha256
@@ -216,3 +218,25 @@ def test_a_history_forgets_the_customers_whose_events_are_gone(shop, tmp_path):
     second, _ = shop({"log/2.csv": None})
     log = Snapshot(second.lake, second.id).interactions(load_shop(str(tmp_path / "shop.yaml"), tmp_path))
     assert log.user_ids.tolist() == ["u0", "u1", "u2"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "jsonl with blank lines", "jsonl.gz"])
+def test_the_bad_rows_of_a_large_file_have_their_numbers_although_nobody_counted(shop, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(reading, "_BIG", 0)
+    bad, n = {1, 7, 123_456, 149_999}, 150_000
+    users = ["" if row in bad else f"u{row % 1000}" for row in range(n)]
+    if kind == "csv":
+        text = HEAD + "".join(
+            f"{user},i{row % 50},2020-01-0{1 + row % 5}T10:00:00Z,{row}\n" for row, user in enumerate(users)
+        )
+    else:
+        form = '{"user": "%s", "item": "i%s", "at": "2020-01-0%sT10:00:00Z", "n": %s}\n'
+        text = "".join(form % (user, row % 50, 1 + row % 5, row + 1) for row, user in enumerate(users))
+        text = "\n" + text if "blank" in kind else text
+    (tmp_path / "log").mkdir()
+    name = "a." + kind.split()[0]
+    (tmp_path / "log" / name).write_bytes(gzip.compress(text.encode(), 1) if "gz" in kind else text.encode())
+    found, read = shop({})
+    first = 2 if "blank" in kind else 1
+    assert [row["row"] for row in found.quarantine if row["field"] == "user_id"] == sorted(row + first for row in bad)
+    assert read == ([name] * 2 if "blank" in kind else [name])

@@ -439,7 +439,7 @@ def test_as_of_before_the_first_event_is_refused_with_when_the_log_begins(shop):
     with pytest.raises(
         ContractError, match=r"shop\.yaml: an empty night: .* the log begins at 2020-01-05T10:00:00\+00:00"
     ):
-        shop(GOOD, "2020-01-05T10:00:00+00:00")
+        shop(GOOD + ",i1,2020-01-06T10:00:00Z,purchase,1,2,v,,x\n", "2020-01-05T10:00:00+00:00")
 
 
 @pytest.mark.parametrize("files", [{"log/a.csv": HEAD}, {"log/a.csv": ""}, {"log/a.csv": HEAD, "log/b.jsonl": "\n"}])

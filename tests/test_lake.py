@@ -10,7 +10,7 @@ import pytest
 
 from recsys_tasks import lake as lake_module
 from recsys_tasks.errors import NothingInLake
-from recsys_tasks.lake import CURRENT, MANIFEST, Lake, fingerprint, sha256, write_table
+from recsys_tasks.lake import CURRENT, MANIFEST, Lake, fingerprint, sha256, write_batches, write_table
 
 
 @pytest.fixture
@@ -232,3 +232,13 @@ def test_what_nobody_used_for_days_is_dropped_and_what_was_used_stays(tmp_path):
     assert lake.entries("models") == ["models/new", "models/used"]
     assert lake.entries("reports") == ["reports/old"]
     assert list((tmp_path / ".drafts").iterdir()) == []
+
+
+def test_the_bytes_of_batches_do_not_tell_how_they_were_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(lake_module, "_GROUP_ROWS", 100)
+    table = pa.table({"n": range(250), "word": [str(n) for n in range(250)]})
+    for cut in (1, 30, 100, 250):
+        batches = (table.slice(start, cut) for start in range(0, 250, cut))
+        assert write_batches(batches, table.schema, tmp_path / f"{cut}.parquet") == 250
+    assert len({sha256(path) for path in tmp_path.iterdir()}) == 1
+    assert pq.ParquetFile(tmp_path / "1.parquet").num_row_groups == 3

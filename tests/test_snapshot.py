@@ -188,10 +188,11 @@ def test_each_customers_and_items_events_are_counted_once_a_night(tiny_shop, hom
         assert row["events"] == len(times)
         assert row["targets"] == log.bought[n].sum()
         assert row["active_days"] == len(set((times // DAY).tolist()))
-        assert [row["first_at"], row["last_at"]] == ([_at(times[0]), _at(times[-1])] if len(times) else [None, None])
+        found = [_date(times[0]), _date(times[-1])] if len(times) else [None, None]
+        assert [row["first_day"], row["last_day"]] == found
     assert sum(items["events"].to_pylist()) == len(log)
     assert items["targets"].to_pylist() == log.bought.sum(0).A1.astype(int).tolist()
 
 
-def _at(microseconds):
-    return datetime.fromtimestamp(int(microseconds) / 1_000_000, UTC)
+def _date(microseconds):
+    return datetime.fromtimestamp(int(microseconds) / 1_000_000, UTC).date()

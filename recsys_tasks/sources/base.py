@@ -91,7 +91,8 @@ class Source(ABC):
         """Return the rows of one file: ``row`` (from 1), ``EVENT_FIELDS`` and ``EVENT_ITEM_FIELDS``, all unjudged.
 
         Fields are strings, or the file's own numbers and timestamps; a field the shop does not map is null. With
-        ``numbered=False`` a reader may leave ``row`` null where counting rows would slow it down.
+        ``numbered=False`` a reader may leave ``row`` null where counting rows would slow it down, and DuckDB may fail
+        when the rows are asked for: then they are to be read with numbers, which tells what is wrong.
 
         Raises
         ------
@@ -125,6 +126,10 @@ class Source(ABC):
     def rejects(self, connection: Any, file: SourceFile) -> list[Reject]:
         """Return the lines of a file, already read, that never became rows."""
         return []
+
+    def in_order(self, file: SourceFile, rows: int) -> bool:
+        """Tell whether, of so many rows that were read without numbers, the n-th is row n of the file."""
+        return True
 
     def header_lines(self, file: SourceFile) -> int:
         """Return the lines before the first row, where ``row`` counts rows; 0 where ``row`` is the line itself."""

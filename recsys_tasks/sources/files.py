@@ -14,7 +14,7 @@ import os
 import re
 from bisect import bisect
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from recsys_tasks.errors import SourceError
 from recsys_tasks.sources.base import Reject, Source, SourceFile
 from recsys_tasks.sources.streams import (
     COMPRESSED,
+    LineCount,
     blocks,
+    count_lines,
     first_bytes,
     has_mixed_line_ends,
     is_compressed,
@@ -58,6 +60,10 @@ class FileSource(Source):
     def header_lines(self, file: SourceFile) -> int:
         """Return 1 for CSV; rows of other kinds are numbered by their line, or have none."""
         return 1 if FORMATS.get(_suffix(file.path)) == "csv" else 0
+
+    def in_order(self, file: SourceFile, rows: int) -> bool:
+        """Tell so of CSV, and of JSON lines where no line is blank."""
+        return self.header_lines(file) == 1 or (not is_compressed(file.path) and count_lines(file.path) == rows)
 
     def rejects(self, connection: Any, file: SourceFile) -> list[Reject]:
         """Return the broken lines of a file that was read before.
@@ -198,43 +204,78 @@ def read_json_lines(
         if not first:
             return _no_rows(connection, file, columns, lists)
         encoding = known_encoding(first, encoding)
-        if numbered or not _read_objects(connection, file, first, encoding, columns, required, lists):
+        plain = not is_compressed(file.path) and encoding == "utf-8" and not first.startswith(codecs.BOM_UTF8)
+        if plain and not numbered and (table := _scan_objects(connection, file, columns, required, lists)) is not None:
+            return table
+        lines = _read_objects(connection, file, encoding, columns, required, lists)
+        if lines is None or (numbered and not lines):
             _read_lines(connection, file, encoding, columns, required, lists, remedy)
     kept = ", ".join(quoted(column) for column in columns)
-    return connection.sql(f"SELECT row, {kept} FROM {_identifier(file)} WHERE ok")
+    row = "rowid + 1" if lines else "row"
+    return connection.sql(f"SELECT {row} AS row, {kept} FROM {_identifier(file)} WHERE ok")
+
+
+def _objects(path: Path | str, columns: Sequence[str], lists: Collection[str]) -> str:
+    """The columns of a file of JSON lines by DuckDB's reader of JSON, which is fast.
+
+    It counts no lines, refuses the whole file for one broken line, and takes the line ``null`` for an object.
+    """
+    kinds = ", ".join(f"{_literal(c)}: '{'VARCHAR[]' if c in lists else 'VARCHAR'}'" for c in columns)
+    return f"read_json({_one_file(path)}, columns={{{kinds}}}, format='newline_delimited', hive_partitioning=false)"
+
+
+def _fields(columns: Sequence[str], lists: Collection[str]) -> str:
+    return ", ".join(f"coalesce({quoted(c)}, []) AS {quoted(c)}" if c in lists else quoted(c) for c in columns)
+
+
+def _scan_objects(
+    connection: Any, file: SourceFile, columns: Sequence[str], required: Sequence[str], lists: Collection[str]
+) -> ibis.Table | None:
+    """The file as it is read by whoever asks, who then meets its errors; None where its head lacks a required key."""
+    objects = _objects(file.path, columns, lists)
+    nothing = " AND ".join(f"{quoted(c)} IS NULL" for c in required)
+    try:
+        (found,) = connection.raw_sql(
+            f"SELECT {', '.join(f'count({quoted(c)})' for c in required)} FROM (FROM {objects} LIMIT 2048)"
+        ).fetchall()
+    except duckdb.Error:
+        return None
+    if not all(found):
+        return None
+    return connection.sql(
+        f"SELECT CASE WHEN {nothing} THEN error('a line is no object') END::BIGINT AS row, {_fields(columns, lists)} "
+        f"FROM {objects}"
+    )
 
 
 def _read_objects(
     connection: Any,
     file: SourceFile,
-    first: bytes,
     encoding: str,
     columns: Sequence[str],
     required: Sequence[str],
     lists: Collection[str],
-) -> bool:
-    """Fill the file's table by DuckDB's reader of JSON, which is fast; False where it is not to be trusted.
+) -> bool | None:
+    """Fill the file's table by DuckDB's reader of JSON; None where it is not to be trusted.
 
-    It counts no lines, refuses the whole file for one broken line, and takes the line ``null`` for an object.
+    Else tell whether each line is a row, so that the place of a row is its line.
     """
     name = _identifier(file)
-    kinds = ", ".join(f"{_literal(c)}: '{'VARCHAR[]' if c in lists else 'VARCHAR'}'" for c in columns)
-    fields = ", ".join(f"coalesce({quoted(c)}, []) AS {quoted(c)}" if c in lists else quoted(c) for c in columns)
     nothing = " AND ".join(f"{quoted(c)} IS NULL" for c in required)
-    plain = not is_compressed(file.path) and encoding == "utf-8" and not first.startswith(codecs.BOM_UTF8)
+    lines = LineCount()
     try:
-        with nullcontext(file.path) if plain else piped(blocks(file.path, encoding)) as path:
+        with piped(lines.of(blocks(file.path, encoding))) as path:
             connection.raw_sql(
                 f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT NULL::BIGINT AS row, true AS ok, "
-                f"NULL::VARCHAR AS text, {fields} FROM read_json({_one_file(path)}, columns={{{kinds}}}, "
-                "format='newline_delimited', hive_partitioning=false)"
+                f"NULL::VARCHAR AS text, {_fields(columns, lists)} FROM {_objects(path, columns, lists)}"
             )
     except duckdb.Error:
-        return False
-    ((without, *found),) = connection.raw_sql(
-        f"SELECT count(*) FILTER ({nothing}), {', '.join(f'count({quoted(c)})' for c in required)} FROM {name}"
+        return None
+    ((rows, without, *found),) = connection.raw_sql(
+        f"SELECT count(*), count(*) FILTER ({nothing}), {', '.join(f'count({quoted(c)})' for c in required)} "
+        f"FROM {name}"
     ).fetchall()
-    return without == 0 and all(found)
+    return rows == lines.n if without == 0 and all(found) else None
 
 
 def _read_lines(
@@ -428,17 +469,12 @@ def _identifier(file: SourceFile) -> str:
 
 
 def require(place: object, used: Sequence[str], found: Sequence[str], remedy: str) -> None:
-    """Raise ``SourceError`` with the place and the remedy where a column that is used is not found, or found twice."""
+    """Raise ``SourceError`` with the place and the remedy where a column that is used is not found."""
     for column in used:
         if column not in found:
             close = get_close_matches(column, found, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise SourceError(f"{place}: column {column!r} is missing{hint}; found {list(found)}. {remedy}")
-        if list(found).count(column) > 1:
-            raise SourceError(
-                f"{place}: column {column!r} stands {list(found).count(column)} times in the header, so its values "
-                "cannot be told apart; give the columns different names"
-            )
 
 
 def _read_parquet(connection: Any, file: SourceFile, used: Sequence[str], remedy: str, numbered: bool) -> ibis.Table:
@@ -469,6 +505,12 @@ def _read_csv(
         encoding = known_encoding(first, encoding)
         skipped, delimiter, header = _header(file, first, encoding, used, delimiter)
         require(file.path, used, header, remedy)
+        for column in used:
+            if header.count(column) > 1:
+                raise SourceError(
+                    f"{file.path}: column {column!r} stands {header.count(column)} times in the header, so its values "
+                    "cannot be told apart; give the columns different names"
+                )
         # Nothing is left to DuckDB to guess: its sniffer refuses a whole file for one stray quote among the first rows.
         columns = ", ".join(f"'c{n}': 'VARCHAR'" for n in range(len(header)))
         fields = [f"c{header.index(column)} AS {quoted(column)}" for column in used]

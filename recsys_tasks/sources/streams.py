@@ -64,6 +64,31 @@ def has_mixed_line_ends(path: Path, first: bytes) -> bool:
     return (pairs > 0) + (feeds > pairs) + (returns > pairs) > 1
 
 
+class LineCount:
+    """Counts lines while they pass; the last one needs no end."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def of(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the blocks."""
+        last = b"\n"
+        for block in blocks:
+            self.n += block.count(b"\n")
+            last = block[-1:] or last
+            yield block
+        self.n += last != b"\n"
+
+
+def count_lines(path: Path) -> int:
+    """Return the number of lines of a plain file."""
+    lines = LineCount()
+    with path.open("rb") as stream:
+        for _ in lines.of(iter(lambda: stream.read(_BLOCK), b"")):
+            pass
+    return lines.n
+
+
 def blocks(path: Path, encoding: str = "utf-8", *, one_line_end: bool = False) -> Iterator[bytes]:
     """Yield the content inflated, in UTF-8 and without a byte order mark, in blocks of about 1 MiB.
 

@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from tests.tiny_shop import AS_OF
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ["ingest", "embed", "train", "evaluate", "promote", "publish_index", "recommend", "check", "publish", "report"]
@@ -63,6 +67,21 @@ def test_the_ten_steps_run_in_their_order(nightly):
 def test_tonight_comes_before_everything(nightly):
     assert [task.task_id for task in nightly.roots] == ["tonight"], "every task takes its settings from tonight"
     assert [task.task_id for task in nightly.leaves] == ["report"], "the report comes last and tells of all the others"
+
+
+@pytest.mark.parametrize(("run_type", "publishes"), [("scheduled", True), ("manual", True), ("backfill", False)])
+def test_a_backfilled_run_publishes_nothing_and_looks_back_from_its_date(
+    nightly, home, tiny_shop, monkeypatch, run_type, publishes
+):
+    tonight = nightly.get_task("tonight").python_callable
+    date = datetime(2011, 4, 10, 2, tzinfo=UTC)
+    params = {name: nightly.params[name] for name in nightly.params}
+    params |= {"shop": str(tiny_shop), "as_of": AS_OF, "publish": True}
+    run = SimpleNamespace(run_type=run_type, logical_date=date, run_after=date)
+    monkeypatch.setitem(tonight.__globals__, "get_current_context", lambda: {"dag_run": run, "params": params})
+    night = tonight()
+    assert night["publish"] is publishes, "a past night must not replace what the shop reads, whatever the form says"
+    assert night["as_of"] == (AS_OF if publishes else date.isoformat())
 
 
 def test_every_failure_is_retried_and_told(nightly):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -14,7 +15,7 @@ import pytest
 
 from include.nightly import run_once
 from recsys_tasks.contract import ANONYMOUS, PLACEMENTS, RECOMMENDATIONS
-from recsys_tasks.lake import Lake
+from recsys_tasks.lake import CURRENT, Lake
 from recsys_tasks.night import Night, plan
 from recsys_tasks.online_store import open_store
 from recsys_tasks.settings import Settings
@@ -153,8 +154,7 @@ def test_a_failed_model_is_left_out_and_the_night_goes_on(night, dagbag, monkeyp
     states = {(task.task_id, task.map_index): task.state for task in run.get_task_instances()}
     assert run.state == "success"
     assert "failed" in {state for (task, _), state in states.items() if task == "train"}
-    report = json.loads((lake.path(lake.current("reports")["report"]) / "report.json").read_text())
-    assert report["failed"] == ["item_knn"]
+    assert report_of(run, lake)["failed"] == ["item_knn"]
 
 
 def test_a_night_that_fails_leaves_the_last_version_current(night, dagbag, tmp_path):
@@ -167,20 +167,57 @@ def test_a_night_that_fails_leaves_the_last_version_current(night, dagbag, tmp_p
 
 def test_a_dry_run_publishes_nothing_and_moves_no_champion(night, dagbag):
     _, shop, lake = night
-    version = current(lake)["version"]
+    before = current_things(lake)
     conf = {"shop": str(shop), "as_of": "2011-04-10T00:00:00Z", "publish": False, "force_promote": "popular"}
     run = run_once(dagbag.dags["nightly"], conf)
     assert run.state == "success"
-    assert current(lake)["version"] == version
-    report = json.loads((lake.path(lake.current("reports")["report"]) / "report.json").read_text())
+    assert current_things(lake) == before
+    report = report_of(run, lake)
     assert report["version"] is None
     assert report["champions"]["home"]["recipe"] == "popular"
-    assert Tracking(Settings(), "tiny").champions()["home"].text == "repeat"
+
+
+def test_a_backfilled_night_publishes_nothing_and_moves_no_champion(night, dagbag, backfilled):
+    """Though the form of a backfill sends ``publish`` as it stands there, switched on."""
+    _, shop, lake = night
+    before = current_things(lake)
+    conf = {"shop": str(shop), "as_of": AS_OF, "publish": True, "force_promote": "popular"}
+    run = run_once(dagbag.dags["nightly"], conf, logical_date=datetime(2011, 4, 9, 2, tzinfo=UTC))
+    assert (run.run_type, run.state) == ("backfill", "success")
+    assert current_things(lake) == before
+    report = report_of(run, lake)
+    assert (report["version"], report["as_of"]) == (None, "2011-04-09T02:00:00+00:00")
+    assert report["champions"]["home"]["recipe"] == "popular"
+    assert report["lists"]["home"]["lists"]
+
+
+@pytest.fixture
+def backfilled(monkeypatch):
+    """``dag.test`` makes a manual run of everything; here it makes one of a backfill."""
+    from airflow.serialization.definitions.dag import SerializedDAG
+
+    make = SerializedDAG.create_dagrun
+
+    def create_dagrun(dag, *, run_id, run_type, **kwargs):
+        return make(dag, run_id=run_id.replace(run_type, "backfill"), run_type=type(run_type)("backfill"), **kwargs)
+
+    monkeypatch.setattr(SerializedDAG, "create_dagrun", create_dagrun)
+
+
+def current_things(lake):
+    """The bytes of every pointer in the lake, the version in Redis, and the champions."""
+    pointers = {path.parent.name: path.read_bytes() for path in lake.root.rglob(CURRENT)}
+    assert set(pointers) == {*PLACEMENTS, "reports"}
+    with open_store(Settings(), "tiny") as store:
+        return pointers, store.current(), Tracking(Settings(), "tiny").champions()
+
+
+def report_of(run, lake):
+    entry = run.get_task_instances()[0].xcom_pull("report")
+    return json.loads((lake.path(entry) / "report.json").read_text())
 
 
 def test_the_run_key_is_the_date_unless_as_of_or_the_end_of_an_archive_says_otherwise(home):
-    from datetime import UTC, datetime
-
     now = datetime(2026, 1, 2, 3, tzinfo=UTC)
     assert plan("complete_journey", None, now).as_of == "2018-01-01T05:00:00+00:00"
     backfill = datetime(2017, 6, 1, 2, tzinfo=UTC)

@@ -1,7 +1,6 @@
 """``make ui`` as a newcomer uses it: start, look, log in, Ctrl-C."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -9,38 +8,13 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def environment(tmp_path, free_port) -> dict[str, str]:
-    """What the Makefile sets, and a port of its own; nothing that this test session set for itself."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "NIGHTCART_"))}
-    clean.pop("PYTHONDONTWRITEBYTECODE", None)
-    return clean | {
-        "NIGHTCART_HOME": str(tmp_path),
-        "AIRFLOW_HOME": str(tmp_path / "airflow"),
-        "AIRFLOW_PORT": str(free_port),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "ignore",
-    }
+from tests.conftest import ROOT
 
 
 def start(environment: dict[str, str]) -> subprocess.Popen:
@@ -50,10 +24,10 @@ def start(environment: dict[str, str]) -> subprocess.Popen:
     )
 
 
-def ask(url: str, token: str | None = None, body: dict | None = None) -> dict:
+def ask(url: str, token: str | None = None, body: dict | None = None, method: str | None = None) -> dict:
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = json.dumps(body).encode() if body else None
-    with urlopen(Request(url, data, headers), timeout=30) as answer:
+    with urlopen(Request(url, data, headers, method=method), timeout=30) as answer:
         return json.load(answer)
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 
+import duckdb
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,12 +82,19 @@ ODDITIES = [
 
 
 def both_ways(connection, path):
-    file, found = SourceFile(path.name, path), []
-    for numbered in (True, False):
+    """Rows and broken lines, read with numbers, and without where that is not refused."""
+    file = SourceFile(path.name, path)
+
+    def read(numbered):
         table = read_json_lines(connection, file, ("user", "item"), optional=("l",), lists=("l",), numbered=numbered)
         rows = [tuple(row.values())[1:] for row in connection.to_pyarrow(table).to_pylist()]
-        found.append((rows, [(reject.line, reject.record) for reject in _rejects(connection, file)]))
-    return found
+        return rows, [(reject.line, reject.record) for reject in _rejects(connection, file)]
+
+    try:
+        fast = read(numbered=False)
+    except duckdb.Error:
+        fast = read(numbered=True)
+    return read(numbered=True), fast
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n"], ids=["unix", "windows", "blank"])
@@ -157,12 +165,16 @@ def zstd(content):
 @pytest.mark.parametrize("squeeze", [gzip.compress, igzip.compress, zstd])
 @pytest.mark.parametrize(("name", "content"), [("log.jsonl", LINES), ("log.csv", TABLE)], ids=["jsonl", "csv"])
 def test_compressed_text_gives_what_plain_text_gives_in_one_part_or_several(read, name, content, squeeze, numbered):
-    plain = read(name, content, numbered=numbered)
+    def found(name, content):
+        rows, broken = read(name, content, numbered=numbered)
+        return [row if numbered else row[1:] for row in rows], broken
+
+    plain = found(name, content)
     half = len(content) // 2  # in the middle of a line
     suffix = ".zst" if squeeze is zstd else ".gz"
     for end in (suffix, suffix.upper()):
-        assert read(name + end, squeeze(content), numbered=numbered) == plain
-    assert read(name + suffix, squeeze(content[:half]) + squeeze(content[half:]), numbered=numbered) == plain
+        assert found(name + end, squeeze(content)) == plain
+    assert found(name + suffix, squeeze(content[:half]) + squeeze(content[half:])) == plain
     assert (len(plain[0]), plain[1]) == (20_000, [])
 
 
