@@ -7,6 +7,7 @@ files as that of an earlier history, only the rest is read.
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,10 +92,8 @@ def _write(lake: Lake, folder: Path, earlier: History | None, shared: int, days:
             array[:kept] = earlier.array(name)[:kept]
     at = kept
     for files in _groups(lake, days[shared:]):
-        table = pa.concat_tables(
-            pq.ParquetFile(file, read_dictionary=list(_IDS.values())).read(columns=[*_IDS.values(), *_OTHERS])
-            for file in files
-        ).unify_dictionaries()
+        with ThreadPoolExecutor() as pool:
+            table = pa.concat_tables(pool.map(_coded, files)).unify_dictionaries()
         rows = slice(at, at := at + table.num_rows)
         for name, column in _IDS.items():
             chunks = table[column].chunks
@@ -109,6 +108,10 @@ def _write(lake: Lake, folder: Path, earlier: History | None, shared: int, days:
         arrays["value"][rows] = table["value"].to_numpy()
     for name, column in _IDS.items():
         _sort_ids(arrays[name], ids[name], column, folder / f"{name}s.parquet")
+
+
+def _coded(file: Path) -> pa.Table:
+    return pq.ParquetFile(file, read_dictionary=list(_IDS.values())).read(columns=[*_IDS.values(), *_OTHERS])
 
 
 def _groups(lake: Lake, days: list[dict[str, Any]]) -> Iterator[list[Path]]:

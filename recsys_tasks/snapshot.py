@@ -171,19 +171,21 @@ class Interactions:
         if not len(self):
             return active, first, last
         begin, end = int(self.time[0] // DAY), int(self.time[-1] // DAY)
+        days = end + 1 - begin
+        if len(self) < days * n // 16:  # quiet days
+            pairs = np.unique(codes.astype(np.int64) * days + (self.time // DAY - begin))
+            code, on = pairs // days, pairs % days + begin
+            active = np.bincount(code, minlength=n)
+            last[code] = on  # of several the last one stays
+            first[code[::-1]] = on[::-1]
+            return active, first, last
         cuts = np.searchsorted(self.time, np.arange(begin, end + 2) * DAY)
         seen = np.zeros(n, bool)
         for day, (start, stop) in enumerate(pairwise(cuts), begin):
-            found: np.ndarray = codes[start:stop]
-            if len(found) < n // 16:  # a quiet day
-                found = np.unique(found)
-                active[found] += 1
-            else:
-                seen[:] = False
-                seen[found] = True
-                active += seen
-                found = np.flatnonzero(seen)
-            last[found] = day
+            seen[:] = False
+            seen[codes[start:stop]] = True
+            active += seen
+            last[seen] = day
         for day, (start, stop) in reversed(list(enumerate(pairwise(cuts), begin))):
             first[codes[start:stop]] = day
         return active, first, last

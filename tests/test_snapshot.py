@@ -196,3 +196,15 @@ def test_each_customers_and_items_events_are_counted_once_a_night(tiny_shop, hom
 
 def _date(microseconds):
     return datetime.fromtimestamp(int(microseconds) / 1_000_000, UTC).date()
+
+
+def test_days_with_an_event_are_the_same_counted_on_busy_days_and_on_quiet_ones():
+    rng = np.random.default_rng(0)
+    for n_events, n_days in ((400, 5), (60, 50)):
+        rows = zip(*rng.integers(0, 20, (2, n_events)), rng.random(n_events) * n_days, strict=True)
+        log = interactions([(int(user), int(item), float(day)) for user, item, day in rows], 21, 20, n_days + 1)
+        active, first, last = log.days(log.user_idx, log.n_users)
+        for user in range(log.n_users):
+            days = sorted({int(time // DAY) for time in log.time[log.user_idx == user]})
+            found = [active[user], first[user], last[user]]
+            assert found == ([len(days), days[0], days[-1]] if days else [0, -1, -1])
