@@ -173,7 +173,8 @@ class Interactions:
         begin, end = int(self.time[0] // DAY), int(self.time[-1] // DAY)
         days = end + 1 - begin
         if len(self) < days * n // 16:  # quiet days
-            pairs = np.unique(codes.astype(np.int64) * days + (self.time // DAY - begin))
+            pairs = np.sort(codes.astype(np.int64) * days + (self.time // DAY - begin))
+            pairs = pairs[np.diff(pairs, prepend=-1) != 0]
             code, on = pairs // days, pairs % days + begin
             active = np.bincount(code, minlength=n)
             last[code] = on  # of several the last one stays
