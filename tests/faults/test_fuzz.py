@@ -109,7 +109,7 @@ def night_of(folder, name, content, **keys):
     return found
 
 
-@fuzzed(10)
+@fuzzed(7)
 @given(rows=st.lists(fields, min_size=20, max_size=200), end=st.sampled_from(["\n", "\r\n", "\r"]))
 def test_no_row_of_csv_is_lost(fresh, rows, end):
     content = io.StringIO()
@@ -121,7 +121,7 @@ def test_no_row_of_csv_is_lost(fresh, rows, end):
 lines = st.binary(max_size=30) | fields.map(lambda f: ",".join(f).encode()) | st.just(row("u1").strip())
 
 
-@fuzzed(15)
+@fuzzed(7)
 @given(
     content=st.lists(lines | text.map(str.encode), max_size=60).map(b"\n".join) | st.binary(max_size=300),
     kind=st.sampled_from(["csv", "jsonl", "parquet", "csv.gz", "csv.zst", "tsv"]),
@@ -140,7 +140,7 @@ objects = st.fixed_dictionaries(
 )
 
 
-@fuzzed(10)
+@fuzzed(7)
 @given(rows=st.lists(objects | values | st.just("broken"), min_size=20, max_size=150), escaped=st.booleans())
 def test_no_line_of_json_is_lost(fresh, rows, escaped):
     said = [r if r == "broken" else json.dumps(r, ensure_ascii=escaped) for r in rows]
@@ -179,7 +179,7 @@ def columns(draw, plain):
     return pa.array(draw(st.lists(st.none() | some, min_size=20, max_size=20)), kind)
 
 
-@fuzzed(15)
+@fuzzed(7)
 @given(
     table=st.tuples(columns(user), columns(st.just("i1")), columns(at), columns(st.just("1"))),
     unit=st.sampled_from([None, None, "s", "ms"]),
@@ -329,7 +329,7 @@ def texts(draw):
     return content
 
 
-@fuzzed(500)
+@fuzzed(300)
 @given(content=shops(4) | texts())
 def test_a_shop_file_is_loaded_or_refused_by_name(tmp_path, content):
     (tmp_path / "shop.yaml").write_bytes(content.encode())
@@ -348,7 +348,7 @@ def loads(content):
         return False
 
 
-@fuzzed(15)
+@fuzzed(7)
 @given(content=shops(1).filter(loads))
 def test_a_shop_file_that_loads_makes_a_night_or_is_refused(fresh, content):
     folder = fresh()
