@@ -20,6 +20,8 @@ DAY = 86_400_000_000
 _INSTANT = dt.Timestamp(timezone="UTC", scale=6)
 _FIRST = 631_152_000_000_000
 """1990, in microseconds."""
+_NOTHING = ("nan", "NaN", "NAN", "null", "NULL", "Null", "None", "<NA>", "NaT", "undefined")
+"""What programs write for an id that they do not have: all its rows would be one customer, or one item."""
 _ZONE_AT_END = r":\d{2}(\.\d+)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)$"
 _NO_SECONDS = r"^(\d{4}-\d{1,2}-\d{1,2}[ T]\d{1,2}:\d{2})(\s*(?:Z|UTC|[+-]\d{2}(?::?\d{2})?))$"
 
@@ -89,8 +91,15 @@ def record(fields: dict[str, ibis.Value]) -> ibis.Value:
     return reduce(lambda text, part: text + ", " + part, others, first)
 
 
-def _missing(field: str, expected: str) -> Fault:
-    return Fault(field, lambda row: row[field].isnull(), lambda row: ibis.literal(f"{field} is missing; {expected}"))
+def _faults_of_id(field: str) -> list[Fault]:
+    missing = ibis.literal(f"{field} is missing; expected a non-empty id")
+    faults = [
+        Fault(field, lambda row: row[field].isnull(), lambda row: missing),
+        _bad(field, lambda row: row[field].isin(_NOTHING), "stands for a missing value; expected an id"),
+    ]
+    if field == "user_id":
+        faults.append(_bad(field, lambda row: row[field] == ANONYMOUS, "is kept for visitors; expected another id"))
+    return faults
 
 
 def _bad(field: str, found: Callable[[ibis.Table], ibis.Value], text: str) -> Fault:
@@ -203,9 +212,8 @@ def judge_events(raw: ibis.Table, shop: Shop, rules: EventRules, with_items: boo
         typed |= {name: _text(raw[name]) for name in ("title", "description", "brand")}
         typed["category"] = _path(raw.category)
     faults = [
-        _missing("user_id", "expected a non-empty id"),
-        _bad("user_id", lambda r: r.user_id == ANONYMOUS, "is kept for visitors; expected another id"),
-        _missing("item_id", "expected a non-empty id"),
+        *_faults_of_id("user_id"),
+        *_faults_of_id("item_id"),
         Fault(
             "timestamp",
             lambda r: ~_given(r.raw_timestamp),
@@ -275,7 +283,7 @@ def judge_items(raw: ibis.Table, shop: Shop) -> Judgement:
         "updated_at": instant,
     }
     faults = [
-        _missing("item_id", "expected a non-empty id"),
+        *_faults_of_id("item_id"),
         _bad("price", lambda r: r.price.isnull() & _given(r.raw_price), "is no number"),
         _bad("price", lambda r: r.price < 0, "is negative; expected 0 or more"),
         _bad("available", lambda r: r.available.isnull(), "is neither true nor false"),
@@ -295,8 +303,4 @@ def judge_users(raw: ibis.Table) -> Judgement:
         "user_id": _identity(raw.user_id),
         "attributes": ibis.struct({name: _text(raw[name]) for name in attributes}),
     }
-    faults = [
-        _missing("user_id", "expected a non-empty id"),
-        _bad("user_id", lambda r: r.user_id == ANONYMOUS, "is kept for visitors; expected another id"),
-    ]
-    return Judgement(typed, faults, ("user_id", *attributes))
+    return Judgement(typed, _faults_of_id("user_id"), ("user_id", *attributes))

@@ -186,7 +186,10 @@ CASES: dict[str, tuple[dict[str, Any], Kept | Refused] | tuple[dict[str, Any], K
         {"log/a.parquet": log([1.0, float("nan"), None, 1e18, 2.5])},
         Kept(["1", "1000000000000000000", "2.5"], [("a.parquet", n, "user_id", "missing") for n in (2, 3)]),
     ),
-    "ids that pandas wrote as nan are text": ({"log/a.csv": HEAD + A + row("nan")}, Kept(["a", "nan"])),
+    "ids that pandas wrote as nan": (
+        {"log/a.csv": HEAD + A + row("nan")},
+        Kept("a", [("a.csv", 2, "user_id", "stands for a missing value")]),
+    ),
     "milliseconds where seconds were said": (
         {"log/a.csv": HEAD + row("a", at=S) + row("b", at=MS)},
         Kept("a", [("a.csv", 2, "timestamp", "set timestamp_unit to ms")]),
