@@ -20,7 +20,7 @@ from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -145,7 +145,7 @@ def _read(shop: Shop, source: Source, lake: Lake, engine: Engine, only: Containe
 
 @dataclass
 class _Part:
-    """What one file of the log is to hold: a day or a month."""
+    """What one file of the log is to hold: a day, a month or a year."""
 
     start: int
     """Days since 1970, in UTC; the first day."""
@@ -626,12 +626,16 @@ def _iso(microseconds: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)).isoformat()
 
 
+@cache
 def _bounds(day: int, partition_by: str) -> tuple[int, int]:
     """First day of the part that a day (since 1970) belongs to, and the day after its last."""
     if partition_by == "day":
         return day, day + 1
     first = (_EPOCH + timedelta(days=day)).replace(day=1)
     after = (first + timedelta(days=31)).replace(day=1)
+    if partition_by == "year":
+        first = first.replace(month=1)
+        after = first.replace(year=first.year + 1)
     return (first - _EPOCH).days, (after - _EPOCH).days
 
 

@@ -402,8 +402,8 @@ class Shop(_Strict):
     )
     checks: Checks = Checks()
     engine: Literal["duckdb", "spark"] = Field("duckdb", description="what works on the log")
-    partition_by: Literal["day", "month"] = Field(
-        "day", description="what one file of the log holds; month for a log of few events a day over many years"
+    partition_by: Literal["day", "month", "year"] = Field(
+        "day", description="what one file of the log holds; longer for a log of few events a day over many years"
     )
     encoder: str | None = Field(None, description="text encoder: a Hugging Face id or folder; default all-MiniLM-L6-v2")
     models: dict[str, dict[str, Any]] = Field(

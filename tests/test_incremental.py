@@ -153,6 +153,8 @@ def test_the_log_may_be_kept_by_month(shop):
         ("2020-02-01", 3),
         ("2020-03-01", 2),
     ]
+    found, _ = shop({"log/4.csv": day(1).replace("2020", "2019")}, "2020-03-03T11:30:00+00:00", partition_by="year")
+    assert [(d["date"], d["rows"]) for d in found.manifest["days"]] == [("2019-01-01", 3), ("2020-01-01", 8)]
 
 
 def test_a_robot_is_quarantined_with_all_it_did_that_day(shop):

@@ -13,6 +13,8 @@ _TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 _CUT_TAG = re.compile(r"<(/?[a-z]+|[a-z]+\s+[a-z-]+\s*=[^<>]*)$", re.IGNORECASE)
 """A tag that the end of the text cuts off: ``<span class="a``."""
 _JAVASCRIPT = "getTime("
+_MAY_CHANGE = r"[<&]|getTime\(|[^ -~]|  |^ | $"
+"""Markup, javascript, white space out of place; beyond ASCII any of it may be white space."""
 
 _DOLLARS = r"^(?:[Ff]rom\s+)?\$?\s*(\d[\d,]*(?:\.\d+)?)(?:\s*-\s*\$?\s*(\d[\d,]*(?:\.\d+)?))?$"
 
@@ -58,7 +60,7 @@ def path_of(labels: list[str | None] | None) -> list[str]:
 
 
 @ibis.udf.scalar.pyarrow
-def plain_text(text: dt.string) -> dt.string:
+def without_markup(text: dt.string) -> dt.string:
     """``plain`` for a column; an empty string where nothing is left, for a null may only come from a null."""
     return pa.array([plain(one) or "" for one in text.to_pylist()], pa.string())
 
@@ -67,6 +69,11 @@ def plain_text(text: dt.string) -> dt.string:
 def plain_path(labels: dt.Array(dt.string)) -> dt.Array(dt.string):  # type: ignore[valid-type]
     """``path_of`` for a column."""
     return pa.array([path_of(one) for one in labels.to_pylist()], pa.list_(pa.string()))
+
+
+def plain_text(text: ibis.Value) -> ibis.Value:
+    """``plain`` for a column. Python, which is slow, is asked only about texts that ``plain`` may change."""
+    return ibis.ifelse(text.re_search(_MAY_CHANGE), without_markup(text), text)
 
 
 def dollars(text: ibis.Value) -> ibis.Value:
