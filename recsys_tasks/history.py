@@ -107,7 +107,8 @@ def _write(lake: Lake, folder: Path, earlier: History | None, shared: int, days:
         arrays["type"][rows] = pc.index_in(table[EVENT_TYPE], pa.array(EVENT_TYPES)).to_numpy()
         arrays["value"][rows] = table["value"].to_numpy()
     for name, column in _IDS.items():
-        _sort_ids(arrays[name], ids[name], column, folder / f"{name}s.parquet")
+        grown = earlier is not None and len(earlier.array("time")) == kept  # then no id is gone
+        _sort_ids(arrays[name], ids[name], column, folder / f"{name}s.parquet", all_used=grown)
 
 
 def _coded(file: Path) -> pa.Table:
@@ -128,19 +129,20 @@ def _groups(lake: Lake, days: list[dict[str, Any]]) -> Iterator[list[Path]]:
         yield files
 
 
-def _sort_ids(codes: np.ndarray, ids: pa.Array, column: str, path: Path) -> None:
+def _sort_ids(codes: np.ndarray, ids: pa.Array, column: str, path: Path, all_used: bool) -> None:
     """Write the ids that occur, in their order, and turn ``codes`` into places among them."""
     chunks = [slice(start, start + _CHUNK) for start in range(0, len(codes), _CHUNK)]
-    used = np.zeros(len(ids), bool)
-    for chunk in chunks:
+    used = np.full(len(ids), all_used)
+    for chunk in [] if all_used else chunks:
         used[codes[chunk]] = True
     order = pc.sort_indices(ids).to_numpy()
     order = order[used[order]]
     write_table(pa.table({column: ids.take(pa.array(order))}), path)
     place = np.zeros(len(ids), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
-    for chunk in chunks:
-        codes[chunk] = place[codes[chunk]]
+    if not np.array_equal(place, np.arange(len(place))):
+        for chunk in chunks:
+            codes[chunk] = place[codes[chunk]]
 
 
 def by_group(codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

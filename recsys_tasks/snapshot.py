@@ -165,9 +165,9 @@ class Interactions:
     def days(self, codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return for each code (a user or an item) its number of days (in UTC) with an event, the first and the last.
 
-        Days are int64, since 1970; -1 for a code without an event.
+        All are int32; days count from 1970, and are -1 for a code without an event.
         """
-        active, first, last = np.zeros(n, np.int64), np.full(n, -1), np.full(n, -1)
+        active, first, last = np.zeros(n, np.int32), np.full(n, -1, np.int32), np.full(n, -1, np.int32)
         if not len(self):
             return active, first, last
         begin, end = int(self.time[0] // DAY), int(self.time[-1] // DAY)
@@ -176,17 +176,18 @@ class Interactions:
             pairs = np.sort(codes.astype(np.int64) * days + (self.time // DAY - begin))
             pairs = pairs[np.diff(pairs, prepend=-1) != 0]
             code, on = pairs // days, pairs % days + begin
-            active = np.bincount(code, minlength=n)
+            active += np.bincount(code, minlength=n).astype(np.int32)
             last[code] = on  # of several the last one stays
             first[code[::-1]] = on[::-1]
             return active, first, last
         cuts = np.searchsorted(self.time, np.arange(begin, end + 2) * DAY)
         seen = np.zeros(n, bool)
         for day, (start, stop) in enumerate(pairwise(cuts), begin):
+            found = codes[start:stop]
             seen[:] = False
-            seen[codes[start:stop]] = True
+            seen[found] = True
             active += seen
-            last[seen] = day
+            last[found] = day
         for day, (start, stop) in reversed(list(enumerate(pairwise(cuts), begin))):
             first[codes[start:stop]] = day
         return active, first, last
@@ -226,22 +227,25 @@ class Snapshot:
 
     def interactions(self, shop: Shop) -> Interactions:
         """Return the events before ``as_of`` of items of the catalogue that say something of a taste (weight > 0)."""
-        weights = np.array([shop.weight(name) for name in EVENT_TYPES], np.float32)
         found = open_history(self.lake, self.manifest["days"])
         kind = found.array("type")
+        weight = np.array([shop.weight(name) for name in EVENT_TYPES], np.float32)[kind]
         catalogue = pq.read_table(self.lake.path(self.id) / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
         place = pc.index_in(found.items, catalogue.combine_chunks()).fill_null(-1).to_numpy()
         item = place[found.array("item")]
-        keep: Any = (weights[kind] > 0) & (item >= 0)
+        keep: Any = (weight > 0) & (item >= 0)
         keep = slice(None) if keep.all() else keep
-        rating = np.where(kind[keep] == EVENT_TYPES.index("rating"), found.array("value")[keep], np.float32(np.nan))
+        rated = kind[keep] == EVENT_TYPES.index("rating")
+        rating = np.broadcast_to(np.float32(np.nan), rated.shape)
+        if rated.any():
+            rating = np.where(rated, found.array("value")[keep], rating)
         return Interactions(
             user_ids=found.users.to_numpy(zero_copy_only=False),
             n_items=len(catalogue),
             user_idx=found.array("user")[keep],
             item_idx=item[keep],
             time=found.array("time")[keep],
-            weight=weights[kind][keep],
+            weight=weight[keep],
             rating=rating,
             is_target=(kind == EVENT_TYPES.index(shop.target))[keep],
             as_of=microseconds(datetime.fromisoformat(self.manifest["as_of"])),
@@ -274,10 +278,7 @@ def write_statistics(lake: Lake, shop: Shop, snapshot: str) -> str:
 def _counts(log: Interactions, codes: np.ndarray, n: int) -> dict[str, Any]:
     """Events, targets, days with an event, and the first and last of these, of each code."""
     active, first, last = log.days(codes, n)
-    dates = {
-        name: pa.array(day.astype(np.int32), pa.date32(), mask=day < 0)
-        for name, day in (("first_day", first), ("last_day", last))
-    }
+    dates = {name: pa.array(day, pa.date32(), mask=day < 0) for name, day in (("first_day", first), ("last_day", last))}
     events = np.bincount(codes, minlength=n)
     every = log.is_target.all()
     targets = events if every else np.bincount(codes[log.is_target], minlength=n)
