@@ -88,8 +88,8 @@ def _write(lake: Lake, folder: Path, earlier: History | None, shared: int, days:
     ids = {name: pa.array([], pa.string()) for name in _IDS}
     if earlier:
         ids = {"user": earlier.users, "item": earlier.items}
-        for name, array in arrays.items():
-            array[:kept] = earlier.array(name)[:kept]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: np.copyto(arrays[name][:kept], earlier.array(name)[:kept]), arrays))
     at = kept
     for files in _groups(lake, days[shared:]):
         with ThreadPoolExecutor() as pool:

@@ -4,6 +4,7 @@ Outside ids (``user_id``, ``item_id``) become row and column numbers (``user_idx
 users and items stand in the order of their ids, so a number means the same in every task of the night.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -263,13 +264,14 @@ def write_statistics(lake: Lake, shop: Shop, snapshot: str) -> str:
         return entry
     log = Snapshot(lake, snapshot).interactions(shop)
     items = pq.read_table(lake.path(snapshot) / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
-    with lake.create(entry, inputs) as folder:
+    with lake.create(entry, inputs) as folder, ThreadPoolExecutor(2) as pool:
+        of_items = pool.submit(_counts, log, log.item_idx, log.n_items)
         customers = {USER_ID: log.user_ids, **_counts(log, log.user_idx, log.n_users)}
         customers["tier"] = tiers(customers["active_days"], shop.tiers.loyal, shop.tiers.warm)
         write_table(
             pa.table({name: customers[name] for name in CUSTOMERS.names}, CUSTOMERS), folder / "customers.parquet"
         )
-        counted = {ITEM_ID: items, **_counts(log, log.item_idx, log.n_items)}
+        counted = {ITEM_ID: items, **of_items.result()}
         names = ITEM_STATISTICS.names
         write_table(pa.table({name: counted[name] for name in names}, ITEM_STATISTICS), folder / "items.parquet")
     return entry
