@@ -6,8 +6,10 @@ files as that of an earlier history, only the rest is read.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +83,7 @@ def _earlier(lake: Lake, days: list[dict[str, Any]]) -> tuple[History | None, in
 
 def _write(lake: Lake, folder: Path, earlier: History | None, shared: int, days: list[dict[str, Any]]) -> None:
     kept, total = (sum(day["rows"] for day in part) for part in (days[:shared], days))
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (total,))
         for name, dtype in _ARRAYS.items()
     }
@@ -89,7 +91,7 @@ def _write(lake: Lake, folder: Path, earlier: History | None, shared: int, days:
     if earlier:
         ids = {"user": earlier.users, "item": earlier.items}
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda name: np.copyto(arrays[name][:kept], earlier.array(name)[:kept]), arrays))
+            list(pool.map(lambda name: _copy(earlier.array(name)[:kept], arrays[name]), arrays))
     at = kept
     for files in _groups(lake, days[shared:]):
         with ThreadPoolExecutor() as pool:
@@ -109,6 +111,21 @@ def _write(lake: Lake, folder: Path, earlier: History | None, shared: int, days:
     for name, column in _IDS.items():
         grown = earlier is not None and len(earlier.array("time")) == kept  # then no id is gone
         _sort_ids(arrays[name], ids[name], column, folder / f"{name}s.parquet", all_used=grown)
+
+
+def _copy(source: Any, target: Any) -> None:
+    """Copy the head of an array, by the kernel where it can: a page of a mapped file costs a fault."""
+    target.flush()
+    n, done = source.nbytes, 0
+    with open(str(source.filename), "rb") as read, open(str(target.filename), "r+b") as write, suppress(OSError):
+        while done < n and (
+            copied := os.copy_file_range(
+                read.fileno(), write.fileno(), n - done, source.offset + done, target.offset + done
+            )
+        ):
+            done += copied
+    if done < n:
+        target[: len(source)] = source
 
 
 def _coded(file: Path) -> pa.Table:

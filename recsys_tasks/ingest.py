@@ -245,7 +245,8 @@ class _Ingestion:
                 (rows.reason.notnull(), "bad"),
                 else_="good",
             )
-            by = {"file": rows.file, "day": rows.day, "kind": kind, "word": rows.left_out}
+            field = ibis.ifelse(rows.reason.notnull(), rows.field, ibis.null("string"))
+            by = {"file": rows.file, "day": rows.day, "kind": kind, "word": rows.left_out, "field": field}
             known += self.engine.table(rows.group_by(**by).aggregate(n=rows.count())).to_pylist()
         return known
 
@@ -430,12 +431,14 @@ class _Ingestion:
         """Settle the accounting of the log; that nothing is lost is proven here, for each part was counted apart."""
         by_kind: Counter[str] = Counter()
         words: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
         for row in census:
             by_kind[row["kind"]] += row["n"]
             if row["kind"] == "left out":
                 words[row["word"]] += row["n"]
-        reasons = self._reasons("events")
-        bad = sum(reasons.values())
+            elif row["kind"] == "bad":
+                reasons[row["field"]] += row["n"]
+        bad = by_kind["bad"]
         for day in days:
             reasons.update(day["refused"])
         reasons.update({"item_id": self.listed} if self.listed else {})

@@ -57,7 +57,8 @@ class Piece:
     numbered: bool
     """Whether ``row`` is told for all rows; it always is for bad ones."""
     census: list[dict[str, Any]]
-    """How many rows there are, by ``day`` (None: without a time), ``kind`` (good, bad, left out) and ``word``."""
+    """How many rows there are, by ``day`` (None: without a time), ``kind`` (good, bad, left out), ``word`` of those
+    left out, and ``field`` of the bad ones; broken lines are bad rows of the field ``line``."""
     fresh: bool
     """Whether it was read now, and not by an earlier night."""
 
@@ -170,7 +171,10 @@ class _Reader:
                 if not census or (_bad(census) and not numbered and not self.source.in_order(file, rows)):
                     numbered, census = True, []
             census = census or self._judge(table, file, folder, numbered=True)
-            described["bad"] = self._write_quarantine(table, file, folder, _bad(census))
+            broken = self._write_quarantine(table, file, folder, _bad(census))
+            if broken:
+                census.append({"day": None, "kind": "bad", "word": None, "field": "line", "n": broken})
+            described["bad"] = _bad(census) > 0
             described |= {"numbered": numbered, "census": census}
         except (duckdb.Error, pa.ArrowException, ibis.IbisError) as error:  # the latter of types that are no value
             what = str(error).strip().splitlines()[0]
@@ -220,10 +224,10 @@ class _Reader:
         day, word = ("day", "left_out") if table == "events" else ("NULL::INTEGER", "NULL::VARCHAR")
         kind = f"CASE WHEN reason IS NOT NULL THEN 'bad' WHEN {word} IS NOT NULL THEN 'left out' ELSE 'good' END"
         found = self.connection.con.execute(
-            f"SELECT {day} AS day, {kind} AS kind, {word} AS word, count(*) AS n "
-            f"FROM read_parquet({_literal(folder / ROWS)}) GROUP BY ALL ORDER BY ALL"
+            f"SELECT {day} AS day, {kind} AS kind, {word} AS word, if(reason IS NULL, NULL, field) AS field, "
+            f"count(*) AS n FROM read_parquet({_literal(folder / ROWS)}) GROUP BY ALL ORDER BY ALL"
         )
-        return [dict(zip(("day", "kind", "word", "n"), row, strict=True)) for row in found.fetchall()]
+        return [dict(zip(("day", "kind", "word", "field", "n"), row, strict=True)) for row in found.fetchall()]
 
     def _is_numbered(self, folder: Path) -> bool:
         found = self.connection.con.execute(
@@ -231,8 +235,8 @@ class _Reader:
         )
         return bool(found.fetchall()[0][0])
 
-    def _write_quarantine(self, table: str, file: SourceFile, folder: Path, bad: int) -> bool:
-        """A row's number is moved past the broken lines before it."""
+    def _write_quarantine(self, table: str, file: SourceFile, folder: Path, bad: int) -> int:
+        """Return the number of broken lines; the number of a row is moved past those before it."""
         rejects = self.source.rejects(self.connection, file)
         header = self.source.header_lines(file)
         broken = np.array(sorted(reject.line - header for reject in rejects), np.int64)
@@ -274,7 +278,7 @@ class _Reader:
 
         if bad or rejects:
             write_batches(batches(), FAULTS, folder / BROKEN)
-        return bool(bad or rejects)
+        return len(rejects)
 
 
 def _bad(census: list[dict[str, Any]]) -> int:
