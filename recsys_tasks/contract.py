@@ -86,7 +86,7 @@ QUARANTINE: Final = pa.schema(
         pa.field("row", pa.int64(), nullable=False),  # data row in the file, from 1
         pa.field("field", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),  # what came, what was expected
-        pa.field("record", pa.string()),  # the row as it came, JSON
+        pa.field("record", pa.string()),  # the row as it came, name=value
     ]
 )
 """Rows that were not used, each with its reason. Written by ingest, read by people."""

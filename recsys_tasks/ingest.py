@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
@@ -34,13 +34,12 @@ from recsys_tasks.contract import EVENTS, ITEM_ID, ITEMS, QUARANTINE, USER_ID, U
 from recsys_tasks.engine import Engine, open_engine
 from recsys_tasks.errors import CheckFailed, ContractError
 from recsys_tasks.history import History, open_history
-from recsys_tasks.judging import DAY
 from recsys_tasks.lake import Lake, fingerprint, sha256, table_bytes, write_batches, write_table
 from recsys_tasks.night import Night
 from recsys_tasks.reading import BROKEN, FAULTS, ROWS, Piece, read_files
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
-from recsys_tasks.snapshot import microseconds, write_statistics
+from recsys_tasks.snapshot import DAY, iso, microseconds, write_statistics
 from recsys_tasks.sources import Source, open_source
 
 log = logging.getLogger(__name__)
@@ -70,13 +69,12 @@ def ingest(night: Night) -> str:
         A database or Spark does not answer, or a file was written to while it was read.
 
     """
-    return take_in(night.shop, night.instant, night.lake)
+    return take_in(night.shop, open_source(night.shop), night.instant, night.lake)
 
 
-def take_in(shop: Shop, as_of: datetime, lake: Lake) -> str:
-    """Write the snapshot of a shop at an instant into a lake; see ``ingest``."""
+def take_in(shop: Shop, source: Source, as_of: datetime, lake: Lake) -> str:
+    """Write the snapshot of a shop, read by its source, at an instant into a lake; see ``ingest``."""
     with open_engine(shop, lake.drafts()) as engine, tempfile.TemporaryDirectory(dir=lake.drafts()) as draft:
-        source = open_source(shop)
         pieces = _read(shop, source, lake, engine)
         inputs = {
             "shop": shop.model_dump(mode="json", include=_USED),
@@ -208,7 +206,7 @@ class _Ingestion:
             "as_of": self.instant.isoformat(),
             "counts": self.counts,
             "days": days,
-            "watermark": _iso(max(day["last"] for day in days)),
+            "watermark": iso(max(day["last"] for day in days)),
             "files": {path.name: sha256(path) for path in sorted(self.draft.iterdir())},
         }
         # What came from as_of on is no part of it: a night ingested again when the log has grown is the same.
@@ -265,13 +263,12 @@ class _Ingestion:
             rows = rows.anti_join(refused, [rows.user_id == refused.robot, rows.day == refused.on])
         said = "item_id '" + rows.item_id.substr(0, 80) + "' is not in the catalogue; expected a known item"
         found = _refuse(rows, "item_id", said)
-        unnumbered = self._unnumbered(
-            row["file"] for row in self.engine.table(found.select("file").distinct()).to_pylist()
-        )
-        if unnumbered:
-            self._number(unnumbered)
-            self._refuse_strangers(history, strangers)
-            return
+        if not all(piece.numbered for piece in self.of["events"]):
+            files = self.engine.table(found.select("file").distinct())["file"].to_pylist()
+            if unnumbered := self._unnumbered(files):
+                self._number(unnumbered)
+                self._refuse_strangers(history, strangers)
+                return
         self.strangers = self.temporary / "strangers.parquet"
         self.listed = write_batches((_as_faults(table) for table in self.engine.batches(found)), FAULTS, self.strangers)
 
@@ -589,7 +586,7 @@ class _Ingestion:
             (first,) = self.engine.table(good.aggregate(time=good.time.min())).to_pylist()
             if first["time"] is None:
                 return f"{where}, and none of {count['later']:,} later rows is usable. Check the clock they came from"
-            return f"{where}; the log begins at {_iso(first['time'])}. Give a later as_of"
+            return f"{where}; the log begins at {iso(first['time'])}. Give a later as_of"
         others = "".join(f", {n:,} {word} rows left out" for word, n in count.get("left_out", {}).items())
         return f"{where}: {count['read']:,} rows in {files} file(s){others}. Check that the export ran"
 
@@ -623,10 +620,6 @@ class _Ingestion:
                 f"{checks.catalogue_days:g} (checks.catalogue_days). Check that its export ran"
             )
         return said
-
-
-def _iso(microseconds: int) -> str:
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)).isoformat()
 
 
 @cache

@@ -13,10 +13,9 @@ import ibis.expr.datatypes as dt
 
 from recsys_tasks.contract import ANONYMOUS, EVENT_TYPES
 from recsys_tasks.shop import Shop
+from recsys_tasks.snapshot import DAY
 from recsys_tasks.sources import EventRules
 
-DAY = 86_400_000_000
-"""Microseconds of a day."""
 _INSTANT = dt.Timestamp(timezone="UTC", scale=6)
 _FIRST = 631_152_000_000_000
 """1990, in microseconds."""

@@ -96,16 +96,16 @@ def read_files(
         A file was written to while it was read.
 
     """
-    reader: _Reader | None = None
+    reader: Reader | None = None
     for table, file in files:
-        reader = reader or _Reader(load_shop(shop_file, Path()), Lake(lake), now, source)
+        reader = reader or Reader(load_shop(shop_file, Path()), Lake(lake), now, source)
         yield reader.piece(table, file, number)
 
 
-class _Reader:
-    """A connection, and one compiled judgement for each kind of table."""
+class Reader:
+    """A connection, and one compiled judgement for each kind of table; see ``read_files``."""
 
-    def __init__(self, shop: Shop, lake: Lake, now: float, source: Source | None) -> None:
+    def __init__(self, shop: Shop, lake: Lake, now: float, source: Source | None = None) -> None:
         self.shop, self.lake = shop, lake
         self.latest = int((now + 86_400) * 1_000_000)
         self.source = source or open_source(shop)
@@ -128,7 +128,7 @@ class _Reader:
                     "expected one such as %d/%m/%Y %H:%M:%S"
                 ) from error
 
-    def piece(self, table: str, file: SourceFile, number: bool) -> Piece:
+    def piece(self, table: str, file: SourceFile, number: bool = False) -> Piece:
         """Return the piece of a file, made now or before."""
         if file.version is None:
             _wait_until_settled(file)

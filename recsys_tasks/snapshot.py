@@ -6,7 +6,7 @@ users and items stand in the order of their ids, so a number means the same in e
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -29,6 +29,11 @@ DAY = 86_400_000_000
 def microseconds(instant: datetime) -> int:
     """Return microseconds since 1970 of an instant with a zone."""
     return round(instant.timestamp() * 1_000_000)
+
+
+def iso(microseconds: int) -> str:
+    """Return ISO 8601, in UTC, of microseconds since 1970."""
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)).isoformat()
 
 
 @dataclass(frozen=True)

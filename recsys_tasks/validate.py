@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import duckdb
 from recsys_tasks.errors import NightcartError
 from recsys_tasks.ingest import accounting, take_in
 from recsys_tasks.lake import Lake
-from recsys_tasks.reading import read_files
+from recsys_tasks.reading import Reader
 from recsys_tasks.shop import Shop
+from recsys_tasks.snapshot import iso
 from recsys_tasks.sources import SourceFile, open_source
 
 log = logging.getLogger(__name__)
@@ -56,15 +57,19 @@ def validate(
                 files += [(table, file) for file in list_them()]
             except NightcartError as error:
                 errors.append(str(error))
-        for n, file in enumerate(files, 1):
+        try:
+            reader = Reader(shop, lake, time.time(), source)
+        except NightcartError as error:
+            return {"errors": [*errors, str(error)]}
+        for n, (table, file) in enumerate(files, 1):
             try:
-                list(read_files([file], str(shop.file), lake.root, time.time(), source=source))
+                reader.piece(table, file)
             except NightcartError as error:
                 errors.append(str(error))
             progress(n, len(files))
         if not errors:
             try:
-                return {"errors": [], **_told(lake, take_in(shop, as_of, lake))}
+                return {"errors": [], **_told(lake, take_in(shop, source, as_of, lake))}
             except NightcartError as error:
                 errors.append(str(error))
         return {"errors": errors}
@@ -92,7 +97,7 @@ def _told(lake: Lake, snapshot: str) -> dict[str, Any]:
             "SELECT count(*) AS events, count(DISTINCT user_id) AS customers, count(DISTINCT item_id) AS items, "
             "epoch_us(min(timestamp)) AS first, epoch_us(max(timestamp)) AS last FROM events"
         )
-        log_ |= {name: _iso(log_[name]) for name in ("first", "last")}
+        log_ |= {name: iso(log_[name]) for name in ("first", "last")}
         types = rows("SELECT event_type AS type, count(*) AS n FROM events GROUP BY 1 ORDER BY n DESC")
         (catalogue,) = rows(
             "SELECT count(*) AS items, count(title) AS title, count(price) AS price, "
@@ -106,7 +111,3 @@ def _told(lake: Lake, snapshot: str) -> dict[str, Any]:
         "log": {**log_, "types": {row["type"]: row["n"] for row in types}},
         "catalogue": catalogue,
     }
-
-
-def _iso(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds // 1_000_000, tz=UTC).isoformat()
