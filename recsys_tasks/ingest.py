@@ -377,12 +377,12 @@ class _Ingestion:
         return days
 
     def _write_events(self, kept: ibis.Table, parts: list[_Part], days: dict[str, dict[str, Any]]) -> None:
-        """The log itself."""
-        columns = [name for name in EVENTS.names if name != "timestamp"]
+        """The log itself; a column without a value is neither sorted nor moved."""
+        files = {file for part in parts for file in part.files}
+        empty = [set(piece.empty) for piece in self.of["events"] if piece.file in files]
         order = ("time", "user_id", "item_id", "event_type", "value", "price", "session_id", "event_id")
-        in_order = kept.select("time", *columns, "copies").order_by(
-            [ibis.asc(name, nulls_first=True) for name in order]
-        )
+        filled = [name for name in order if not all(name in columns for columns in empty)]
+        in_order = kept.select(*filled, "copies").order_by([ibis.asc(name, nulls_first=True) for name in filled])
         with ThreadPoolExecutor(2) as pool:  # Parquet is written while the next rows are put in order
             writing: deque[Future[None]] = deque()
             for part, table in _cut(self.engine.batches(in_order), parts, in_order):
@@ -403,15 +403,20 @@ class _Ingestion:
     def _write_day(self, part: _Part, table: pa.Table, day: dict[str, Any]) -> None:
         copies = pc.sum(table["copies"]).as_py() or 0
         table = _distinct(table)
-        times = table["time"]
-        columns = {name: times if name == "timestamp" else table[name] for name in EVENTS.names}
-        name, digest = self.lake.add_file(f"events/date={part.date}", table_bytes(pa.table(columns).cast(EVENTS)))
+        table = table.rename_columns({"time": "timestamp"})
+        columns = [
+            table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+            for field in EVENTS
+        ]
+        name, digest = self.lake.add_file(
+            f"events/date={part.date}", table_bytes(pa.table(columns, EVENTS.names).cast(EVENTS))
+        )
         day |= {
             "file": name,
             "sha256": digest,
             "rows": table.num_rows,
             "duplicates": copies - table.num_rows,
-            "last": times[-1].as_py() if table.num_rows else 0,
+            "last": table["timestamp"][-1].as_py() if table.num_rows else 0,
             "refused": {},
         }
 

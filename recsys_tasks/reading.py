@@ -24,6 +24,7 @@ import duckdb
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recsys_tasks.contract import QUARANTINE
 from recsys_tasks.engine import connect
@@ -59,6 +60,8 @@ class Piece:
     census: list[dict[str, Any]]
     """How many rows there are, by ``day`` (None: without a time), ``kind`` (good, bad, left out), ``word`` of those
     left out, and ``field`` of the bad ones; broken lines are bad rows of the field ``line``."""
+    empty: list[str]
+    """Columns without a value."""
     fresh: bool
     """Whether it was read now, and not by an earlier night."""
 
@@ -155,7 +158,7 @@ class Reader:
                         f"{file.path}: was written to while it was read; expected a finished export. Try again later"
                     )
         found: dict[str, Any] = described if fresh else self.lake.manifest(entry)
-        return Piece(table, file.name, entry, found["bad"], found["numbered"], found["census"], fresh)
+        return Piece(table, file.name, entry, found["bad"], found["numbered"], found["census"], found["empty"], fresh)
 
     def _read(self, table: str, file: SourceFile, folder: Path, described: dict[str, Any], number: bool) -> None:
         """Fill the folder, and tell of it."""
@@ -175,7 +178,7 @@ class Reader:
             if broken:
                 census.append({"day": None, "kind": "bad", "word": None, "field": "line", "n": broken})
             described["bad"] = _bad(census) > 0
-            described |= {"numbered": numbered, "census": census}
+            described |= {"numbered": numbered, "census": census, "empty": _empty(folder / ROWS)}
         except (duckdb.Error, pa.ArrowException, ibis.IbisError) as error:  # the latter of types that are no value
             what = str(error).strip().splitlines()[0]
             raise SourceError(
@@ -210,7 +213,7 @@ class Reader:
         name, target = file.name.replace("'", "''"), str(folder / ROWS).replace("'", "''")
         self.connection.raw_sql(
             f"COPY (SELECT '{name}' AS file, * FROM ({self.judgements[known]})) TO '{target}' "
-            "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)"
+            "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 1)"
         )
         return self._census(table, folder)
 
@@ -279,6 +282,21 @@ class Reader:
         if bad or rejects:
             write_batches(batches(), FAULTS, folder / BROKEN)
         return len(rejects)
+
+
+def _empty(file: Path) -> list[str]:
+    """Columns of a Parquet file that are null in every row, by what its footer tells."""
+    footer = pq.read_metadata(file)
+    groups = [footer.row_group(n) for n in range(footer.num_row_groups)]
+    told = {
+        footer.schema.column(n).path: [group.column(n).statistics for group in groups]
+        for n in range(footer.num_columns)
+    }
+    return [
+        name
+        for name, parts in told.items()
+        if all(part and part.null_count == group.num_rows for part, group in zip(parts, groups, strict=True))
+    ]
 
 
 def _bad(census: list[dict[str, Any]]) -> int:
