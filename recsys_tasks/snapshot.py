@@ -26,6 +26,10 @@ DAY = 86_400_000_000
 """Microseconds of a day, the unit of every timestamp below."""
 
 
+_CHUNK = 4_000_000
+"""Events counted at a time."""
+
+
 def microseconds(instant: datetime) -> int:
     """Return microseconds since 1970 of an instant with a zone."""
     return round(instant.timestamp() * 1_000_000)
@@ -235,10 +239,13 @@ class Snapshot:
         """Return the events before ``as_of`` of items of the catalogue that say something of a taste (weight > 0)."""
         found = open_history(self.lake, self.manifest["days"])
         kind = found.array("type")
-        weight = np.array([shop.weight(name) for name in EVENT_TYPES], np.float32)[kind]
         catalogue = pq.read_table(self.lake.path(self.id) / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
         place = pc.index_in(found.items, catalogue.combine_chunks()).fill_null(-1).to_numpy()
-        item = place[found.array("item")]
+        weights = np.array([shop.weight(name) for name in EVENT_TYPES], np.float32)
+        with ThreadPoolExecutor(2) as pool:  # a log is large, and memory is slow for one core
+            items = pool.submit(lambda: place[found.array("item")])
+            targets = pool.submit(lambda: kind == EVENT_TYPES.index(shop.target))
+            weight, item, is_target = weights[kind], items.result(), targets.result()
         keep: Any = (weight > 0) & (item >= 0)
         keep = slice(None) if keep.all() else keep
         rated = kind[keep] == EVENT_TYPES.index("rating")
@@ -253,7 +260,7 @@ class Snapshot:
             time=found.array("time")[keep],
             weight=weight[keep],
             rating=rating,
-            is_target=(kind == EVENT_TYPES.index(shop.target))[keep],
+            is_target=is_target[keep],
             as_of=microseconds(datetime.fromisoformat(self.manifest["as_of"])),
         )
 
@@ -286,9 +293,11 @@ def _counts(log: Interactions, codes: np.ndarray, n: int) -> dict[str, Any]:
     """Events, targets, days with an event, and the first and last of these, of each code."""
     active, first, last = log.days(codes, n)
     dates = {name: pa.array(day, pa.date32(), mask=day < 0) for name, day in (("first_day", first), ("last_day", last))}
-    events = np.bincount(codes, minlength=n)
-    every = log.is_target.all()
-    targets = events if every else np.bincount(codes[log.is_target], minlength=n)
+    events, targets = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    for start in range(0, len(log), _CHUNK):  # bincount makes a copy of what it is given
+        part = slice(start, start + _CHUNK)
+        events += np.bincount(codes[part], minlength=n)
+        targets += np.bincount(codes[part][log.is_target[part]], minlength=n)
     return {"events": events, "targets": targets, "active_days": active, **dates}
 
 
