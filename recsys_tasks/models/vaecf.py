@@ -1,0 +1,226 @@
+"""``vaecf``: a variational autoencoder of the customer's row (Liang et al. 2018, "Variational Autoencoders for CF").
+
+The network and its training are Cornac's ``VAECF``; scoring is ours: a batch at a time, from the history at the moment
+of recommending, with no need of Cornac. A history enters the first layer as a sparse row, the mean of the encoder
+(equation 2, no sampling) goes through the decoder, and a score is the probability that the likelihood gives an item.
+
+Where Cornac differs from the paper: rows are not normalised and have no dropout, beta is constant instead of annealed,
+and an epoch takes the customers in the same order. Where we differ from Cornac: its ``fit`` is called for a few epochs
+at a time and goes on from its weights, so that validation can stop it; Adam starts anew with each call. Cornac sets
+torch's global seed; ours is put back.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from recsys_tasks.errors import TrainingError
+from recsys_tasks.models import base
+from recsys_tasks.models.base import Material, Model, best_evidence
+from recsys_tasks.snapshot import DAY, Interactions
+
+log = logging.getLogger(__name__)
+
+
+class VAECFConfig(base.Config):
+    """Configuration of ``vaecf``; names and meanings are Cornac's."""
+
+    k: int = 100
+    """width of the latent vector"""
+    autoencoder_structure: tuple[int, ...] = (300,)
+    """widths of the encoder's hidden layers; the decoder has them in reverse"""
+    act_fn: Literal["sigmoid", "tanh", "elu", "relu", "relu6"] = "tanh"
+    likelihood: Literal["mult", "bern", "gaus", "pois"] = "mult"
+    epochs: int = 100
+    """most epochs; with a validation window, training stops when ndcg@10 there has not risen for ``PATIENCE`` looks"""
+    epochs_a_look: int = 5
+    """epochs between two looks at validation"""
+    batch_size: int = 100
+    learning_rate: float = 0.001
+    """of Adam"""
+    beta: float = 0.2
+    """weight of the KL term"""
+    window_days: float | None = None
+    """only pairs whose newest event is at most this old take part, in training and in a history"""
+    max_items: int = 20_000
+    """Only the items with most customers take part: the first and last layer grow with their number."""
+
+
+PATIENCE = 3
+ACTIVATION: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+}
+
+
+class VAECF(Model):
+    """A customer is what their history encodes to; nobody needs to have been there in training."""
+
+    name = "vaecf"
+    Config = VAECFConfig
+
+    def _fit(self, material: Material) -> None:
+        import torch
+        from cornac.models import VAECF as CornacVAECF
+
+        self.n_items_ = np.array([material.catalog.n_items])
+        customers = np.diff(self._pairs(material.interactions).tocsc().indptr)
+        most = np.argsort(-customers, kind="stable")[: self.config.max_items]
+        self.items_ = np.sort(most[customers[most] > 0]).astype(np.int32)
+        if not len(self.items_):
+            raise TrainingError(f"{self.name}: no event in the last {self.config.window_days} days; raise window_days")
+        rows = self._histories(material.interactions)
+        rows = rows[np.diff(rows.indptr) > 0]
+        data = _dataset(rows)
+        config = self.config
+        cornac = CornacVAECF(
+            k=config.k,
+            autoencoder_structure=list(config.autoencoder_structure),
+            act_fn=config.act_fn,
+            likelihood=config.likelihood,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            beta=config.beta,
+        )
+        best, best_epoch, done, started = -1.0, 0, 0, time.monotonic()
+        state: dict[str, np.ndarray] = {}
+        with torch.random.fork_rng(devices=[]):
+            while done < config.epochs:
+                cornac.n_epochs = min(config.epochs_a_look, config.epochs - done)
+                cornac.seed = self.seed + done  # the same one would draw the same noise in every call
+                cornac.is_fitted = False  # else going on is warned of
+                cornac.fit(data)
+                done += cornac.n_epochs
+                self.weights_ = _weights(cornac.vae)
+                loss, left = _loss(cornac.vae, rows, config.beta), (time.monotonic() - started) / done
+                line = f"epoch {done} of at most {config.epochs}: loss {loss:.2f}"
+                left *= config.epochs - done
+                if not material.validation:
+                    log.info("%s: %s, %.0f s left", self.name, line, left)
+                    continue
+                found = float(self.validate(material).mean())
+                self.curve.append({"epoch": done, "loss": loss, "ndcg@10": found})
+                log.info("%s: %s, validation ndcg@10 %.4f, at most %.0f s left", self.name, line, found, left)
+                if found > best:
+                    best, best_epoch, state = found, done, self._state()
+                elif done - best_epoch >= PATIENCE * config.epochs_a_look:
+                    break
+        if state:
+            self._restore(state)
+            self.config = config.model_copy(update={"epochs": best_epoch})
+
+    def _pairs(self, interactions: Interactions) -> sp.csr_matrix:
+        """Return (n_users, n_items) float32, 1 for each pair of the last ``window_days``."""
+        if self.config.window_days is not None:
+            oldest = interactions.as_of - round(self.config.window_days * DAY)
+            interactions = interactions.since(oldest)
+        pairs = interactions.matrix().astype(np.float32)
+        pairs.data[:] = 1
+        return pairs
+
+    def _histories(self, interactions: Interactions) -> sp.csr_matrix:
+        """Return (n_users, n_network_items): the columns of ``_pairs`` that take part."""
+        return self._pairs(interactions)[:, self.items_]
+
+    def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
+        own = self._histories(histories)
+        told = np.diff(own.indptr) > 0
+        everything = len(self.items_) == self.n_items_[0]
+
+        def score(users: np.ndarray) -> np.ndarray:
+            found = self._decode(self._encode(own[users]))
+            found[~told[users]] = -np.inf
+            if everything:
+                return found
+            scores = np.full((len(users), int(self.n_items_[0])), -np.inf, np.float32)
+            scores[:, self.items_] = found
+            return scores
+
+        return score
+
+    def _encode(self, rows: sp.csr_matrix) -> np.ndarray:
+        """Return (n, k) means of (n, n_network_items) histories; the first layer reads only what is in them."""
+        act, weights = ACTIVATION[self.config.act_fn], self.weights_
+        hidden = rows
+        for layer in range(len(self.config.autoencoder_structure)):
+            hidden = act(hidden @ weights[f"encoder{layer}_weight"] + weights[f"encoder{layer}_bias"])
+        return hidden @ weights["mean_weight"] + weights["mean_bias"]
+
+    def _decode(self, latent: np.ndarray) -> np.ndarray:
+        """Return (n, n_network_items) probabilities of (n, k) latent vectors, worked out in place."""
+        act, weights = ACTIVATION[self.config.act_fn], self.weights_
+        last = len(self.config.autoencoder_structure)
+        hidden = latent
+        for layer in range(last):
+            hidden = act(hidden @ weights[f"decoder{layer}_weight"] + weights[f"decoder{layer}_bias"])
+        found = hidden @ weights[f"decoder{last}_weight"]
+        found += weights[f"decoder{last}_bias"]
+        if self.config.likelihood == "mult":
+            found -= found.max(1, keepdims=True)
+            np.exp(found, out=found)
+            found /= found.sum(1, keepdims=True)
+            return found
+        return ACTIVATION["sigmoid"](found)
+
+    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+        """Return the history item that the decoder treats most alike."""
+        vectors, history = self.item_vectors(), histories.bought[user].indices
+        return best_evidence(history, vectors[history] @ vectors[items].T)
+
+    def item_vectors(self) -> np.ndarray:
+        """Return the decoder's last layer, of unit length; zero for items that take no part."""
+        last = self.weights_[f"decoder{len(self.config.autoencoder_structure)}_weight"].T
+        vectors = np.zeros((int(self.n_items_[0]), last.shape[1]), np.float32)
+        vectors[self.items_] = last / np.maximum(np.linalg.norm(last, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return {"items": self.items_, "n_items": self.n_items_, **self.weights_}
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        self.items_, self.n_items_ = state["items"], state["n_items"]
+        self.weights_ = {name: array for name, array in state.items() if name not in ("items", "n_items")}
+
+
+def _dataset(rows: sp.csr_matrix) -> Any:
+    """Return Cornac's form of (n_users, n_items) rows without an empty one; ids are the numbers themselves."""
+    from cornac.data import Dataset
+
+    n_users, n_items = rows.shape
+    pairs = rows.tocoo()
+    return Dataset(
+        num_users=n_users,
+        num_items=n_items,
+        uid_map={n: n for n in range(n_users)},
+        iid_map={n: n for n in range(n_items)},
+        uir_tuple=(pairs.row.astype(np.int64), pairs.col.astype(np.int64), pairs.data),
+    )
+
+
+def _weights(vae: Any) -> dict[str, np.ndarray]:
+    """Return copies of the network's matrices, (inputs, outputs), and biases; the variance's are for training alone."""
+    import torch
+
+    layers = {f"encoder{n}": layer for n, layer in enumerate(vae.encoder[::2])}
+    layers |= {f"decoder{n}": layer for n, layer in enumerate(vae.decoder[::2])}
+    layers["mean"] = vae.enc_mu
+    with torch.no_grad():
+        matrices = {f"{name}_weight": layer.weight.numpy().T.copy() for name, layer in layers.items()}
+        return matrices | {f"{name}_bias": layer.bias.numpy().copy() for name, layer in layers.items()}
+
+
+def _loss(vae: Any, rows: sp.csr_matrix, beta: float) -> float:
+    """Return the mean loss of at most 1000 of the rows, evenly taken."""
+    import torch
+
+    sample = rows[:: -(-rows.shape[0] // 1000)]
+    with torch.no_grad():
+        x = torch.from_numpy(sample.toarray())
+        return float(vae.loss(x, *vae(x), beta))
