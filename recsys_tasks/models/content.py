@@ -74,7 +74,7 @@ class Content(Model):
                 scores[((history @ to_category).toarray() == 0)[:, self.categories_]] = -np.inf
             if self.config.price_band:
                 total, weight = (history @ np.stack([log_prices, priced], 1)).T  # (n,) each
-                typical = np.where(weight > 0, total / np.maximum(weight, 1e-300), np.nan)[:, None]
+                typical = np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan)[:, None]
                 scores[(np.abs(log_prices - typical) > np.log(self.config.price_band)) & priced] = -np.inf
             return scores
 
@@ -118,4 +118,5 @@ def whitening(vectors: np.ndarray, components: int) -> tuple[np.ndarray, np.ndar
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Return vectors of length 1; a row of zeros stays one."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)

@@ -1,8 +1,9 @@
 """``vaecf``: a variational autoencoder of the customer's row (Liang et al. 2018, "Variational Autoencoders for CF").
 
 The network and its training are Cornac's ``VAECF``; scoring is ours: a batch at a time, from the history at the moment
-of recommending, with no need of Cornac. A history enters the first layer as a sparse row, the mean of the encoder
-(equation 2, no sampling) goes through the decoder, and a score is the probability that the likelihood gives an item.
+of recommending, with no need of Cornac. A history enters the first layer as a sparse row, the mean of the encoder goes
+through the decoder without sampling (section 2.4), and a score is what the decoder gives before softmax or sigmoid,
+which would only cost time: they do not change the order.
 
 Where Cornac differs from the paper: rows are not normalised and have no dropout, beta is constant instead of annealed,
 and an epoch takes the customers in the same order. Where we differ from Cornac: its ``fit`` is called for a few epochs
@@ -51,13 +52,6 @@ class VAECFConfig(base.Config):
 
 
 PATIENCE = 3
-ACTIVATION: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "tanh": np.tanh,
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-}
 
 
 class VAECF(Model):
@@ -68,7 +62,6 @@ class VAECF(Model):
 
     def _fit(self, material: Material) -> None:
         import torch
-        from cornac.models import VAECF as CornacVAECF
 
         self.n_items_ = np.array([material.catalog.n_items])
         customers = np.diff(self._pairs(material.interactions).tocsc().indptr)
@@ -78,17 +71,7 @@ class VAECF(Model):
             raise TrainingError(f"{self.name}: no event in the last {self.config.window_days} days; raise window_days")
         rows = self._histories(material.interactions)
         rows = rows[np.diff(rows.indptr) > 0]
-        data = _dataset(rows)
-        config = self.config
-        cornac = CornacVAECF(
-            k=config.k,
-            autoencoder_structure=list(config.autoencoder_structure),
-            act_fn=config.act_fn,
-            likelihood=config.likelihood,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            beta=config.beta,
-        )
+        data, config, cornac = _dataset(rows), self.config, self._recommender()
         best, best_epoch, done, started = -1.0, 0, 0, time.monotonic()
         state: dict[str, np.ndarray] = {}
         with torch.random.fork_rng(devices=[]):
@@ -116,6 +99,14 @@ class VAECF(Model):
             self._restore(state)
             self.config = config.model_copy(update={"epochs": best_epoch})
 
+    def _recommender(self) -> Any:
+        """Return Cornac's model, untrained; it tells of no progress, for we do."""
+        from cornac.models import VAECF as CornacVAECF
+
+        names = ("k", "act_fn", "likelihood", "batch_size", "learning_rate", "beta")
+        chosen = {name: getattr(self.config, name) for name in names}
+        return CornacVAECF(autoencoder_structure=list(self.config.autoencoder_structure), verbose=False, **chosen)
+
     def _pairs(self, interactions: Interactions) -> sp.csr_matrix:
         """Return (n_users, n_items) float32, 1 for each pair of the last ``window_days``."""
         if self.config.window_days is not None:
@@ -132,42 +123,37 @@ class VAECF(Model):
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
         own = self._histories(histories)
         told = np.diff(own.indptr) > 0
-        everything = len(self.items_) == self.n_items_[0]
+        n_items = int(self.n_items_[0])
 
         def score(users: np.ndarray) -> np.ndarray:
-            found = self._decode(self._encode(own[users]))
+            found = self._forward(own[users])
             found[~told[users]] = -np.inf
-            if everything:
+            if len(self.items_) == n_items:
                 return found
-            scores = np.full((len(users), int(self.n_items_[0])), -np.inf, np.float32)
+            scores = np.full((len(users), n_items), -np.inf, np.float32)
             scores[:, self.items_] = found
             return scores
 
         return score
 
-    def _encode(self, rows: sp.csr_matrix) -> np.ndarray:
-        """Return (n, k) means of (n, n_network_items) histories; the first layer reads only what is in them."""
-        act, weights = ACTIVATION[self.config.act_fn], self.weights_
-        hidden = rows
-        for layer in range(len(self.config.autoencoder_structure)):
-            hidden = act(hidden @ weights[f"encoder{layer}_weight"] + weights[f"encoder{layer}_bias"])
-        return hidden @ weights["mean_weight"] + weights["mean_bias"]
+    def _forward(self, rows: sp.csr_matrix) -> np.ndarray:
+        """Return (n, n_network_items) outputs of the decoder for (n, n_network_items) histories of ones."""
+        import torch
 
-    def _decode(self, latent: np.ndarray) -> np.ndarray:
-        """Return (n, n_network_items) probabilities of (n, k) latent vectors, worked out in place."""
-        act, weights = ACTIVATION[self.config.act_fn], self.weights_
-        last = len(self.config.autoencoder_structure)
-        hidden = latent
-        for layer in range(last):
-            hidden = act(hidden @ weights[f"decoder{layer}_weight"] + weights[f"decoder{layer}_bias"])
-        found = hidden @ weights[f"decoder{last}_weight"]
-        found += weights[f"decoder{last}_bias"]
-        if self.config.likelihood == "mult":
-            found -= found.max(1, keepdims=True)
-            np.exp(found, out=found)
-            found /= found.sum(1, keepdims=True)
-            return found
-        return ACTIVATION["sigmoid"](found)
+        functional, depth = torch.nn.functional, len(self.config.autoencoder_structure)
+        act = getattr(functional, self.config.act_fn)
+        layers = [*(f"encoder{n}" for n in range(depth)), "mean", *(f"decoder{n}" for n in range(depth + 1))]
+        weight, bias = (
+            {name: torch.from_numpy(self.weights_[f"{name}_{part}"]) for name in layers} for part in ("weight", "bias")
+        )
+        places, starts = (torch.from_numpy(part.astype(np.int64)) for part in (rows.indices, rows.indptr[:-1]))
+        with torch.inference_mode():
+            x = functional.embedding_bag(places, weight[layers[0]], starts, mode="sum")  # adds up what is in a history
+            for name in layers:
+                x = (x if name == layers[0] else x @ weight[name]).add_(bias[name])
+                if name not in ("mean", layers[-1]):
+                    x = act(x)
+        return x.numpy()
 
     def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
         """Return the history item that the decoder treats most alike."""
