@@ -97,3 +97,33 @@ def read_catalog(path: Path) -> Catalog:
         available=np.ones(len(rows), bool),
         known_since=np.zeros(len(rows), np.int64),
     )
+
+
+def made_up(n_users: int = 200, n_items: int = 60, seed: int = 0) -> LeaveLastOut:
+    """Return a small world in which customers buy within one of four kinds of items; the text names the kind."""
+    rng = np.random.default_rng(seed)
+    kinds = np.arange(n_items) % 4
+    rows = [
+        (user, item, END - (back + 1) * DAY)
+        for user in range(n_users)
+        for back, item in enumerate(rng.permutation(np.flatnonzero(kinds == user % 4))[: rng.integers(5, 12)])
+    ]
+    user, item, time = (np.array(column) for column in zip(*sorted(rows, key=lambda row: row[2]), strict=True))
+    n, names = len(rows), [f"item {number:03}" for number in range(n_items)]
+    kind = [f"kind {number}" for number in kinds]
+    catalog = Catalog(
+        item_ids=np.array(names, dtype=object),
+        titles=names,
+        texts=kind,
+        brands=[""] * n_items,
+        categories=kind,
+        departments=kind,
+        prices=np.full(n_items, np.nan),
+        available=np.ones(n_items, bool),
+        known_since=np.zeros(n_items, np.int64),
+    )
+    users = np.array([f"user {number:03}" for number in range(n_users)], dtype=object)
+    unrated = np.full(n, np.nan, np.float32)
+    return LeaveLastOut(
+        Interactions(users, n_items, user, item, time, np.ones(n, np.float32), unrated, np.ones(n, bool), END), catalog
+    )

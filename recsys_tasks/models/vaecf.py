@@ -13,7 +13,8 @@ torch's global seed; ours is put back.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -124,11 +125,13 @@ class VAECF(Model):
         own = self._histories(histories)
         told = np.diff(own.indptr) > 0
         n_items = int(self.n_items_[0])
+        widen = 2 * len(self.items_) > n_items  # multiplying by a few zeros takes less than spreading columns out
+        weights = self._widened() if widen else self.weights_
 
         def score(users: np.ndarray) -> np.ndarray:
-            found = self._forward(own[users])
+            found = self._forward(own[users], weights)
             found[~told[users]] = -np.inf
-            if len(self.items_) == n_items:
+            if widen:
                 return found
             scores = np.full((len(users), n_items), -np.inf, np.float32)
             scores[:, self.items_] = found
@@ -136,23 +139,30 @@ class VAECF(Model):
 
         return score
 
-    def _forward(self, rows: sp.csr_matrix) -> np.ndarray:
-        """Return (n, n_network_items) outputs of the decoder for (n, n_network_items) histories of ones."""
+    def _widened(self) -> dict[str, np.ndarray]:
+        """Return the weights with a last layer for the whole catalogue; its bias is -inf for items without part."""
+        last, n_items = f"decoder{len(self.config.autoencoder_structure)}", int(self.n_items_[0])
+        weight = np.zeros((len(self.weights_[f"{last}_weight"]), n_items), np.float32)
+        bias = np.full(n_items, -np.inf, np.float32)
+        weight[:, self.items_], bias[self.items_] = self.weights_[f"{last}_weight"], self.weights_[f"{last}_bias"]
+        return {**self.weights_, f"{last}_weight": weight, f"{last}_bias": bias}
+
+    def _forward(self, rows: sp.csr_matrix, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the (n, outputs) of the decoder for (n, n_network_items) histories of ones."""
         import torch
 
         functional, depth = torch.nn.functional, len(self.config.autoencoder_structure)
         act = getattr(functional, self.config.act_fn)
         layers = [*(f"encoder{n}" for n in range(depth)), "mean", *(f"decoder{n}" for n in range(depth + 1))]
         weight, bias = (
-            {name: torch.from_numpy(self.weights_[f"{name}_{part}"]) for name in layers} for part in ("weight", "bias")
+            {name: torch.from_numpy(weights[f"{name}_{kind}"]) for name in layers} for kind in ("weight", "bias")
         )
         places, starts = (torch.from_numpy(part.astype(np.int64)) for part in (rows.indices, rows.indptr[:-1]))
         with torch.inference_mode():
             x = functional.embedding_bag(places, weight[layers[0]], starts, mode="sum")  # adds up what is in a history
-            for name in layers:
-                x = (x if name == layers[0] else x @ weight[name]).add_(bias[name])
-                if name not in ("mean", layers[-1]):
-                    x = act(x)
+            x += bias[layers[0]]
+            for before, name in pairwise(layers):
+                x = torch.addmm(bias[name], x if before == "mean" else act(x), weight[name])
         return x.numpy()
 
     def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
