@@ -30,11 +30,11 @@ from recsys_tasks.models.vaecf import VAECF, VAECFConfig
 from recsys_tasks.snapshot import Interactions
 from recsys_tasks.split import Truth
 
-CHOSEN = {"k": 100, "autoencoder_structure": (300,), "window_days": 10.0, "epochs": 60}
+CHOSEN = {"window_days": 10.0, "epochs": 80}
 """Best on validation of what was tried; a day is an event here."""
 NETWORKS = {
-    "Cornac's default": {"k": 10, "autoencoder_structure": (20,)},
     "chosen on validation": CHOSEN,
+    "Cornac's default": {"k": 10, "autoencoder_structure": (20,)},
     "the paper's": {"k": 200, "autoencoder_structure": (600,)},
 }
 BASELINES: dict[str, dict[str, Any]] = {
@@ -76,8 +76,8 @@ def main() -> int:
         kind = model_class(name)
         rows.append([name, [quality(kind(kind.Config(**config)).fit(learned), last, last.past)]])
     ours: dict[str, list[dict[str, float]]] = {"now": [], "then": [], "cornac": []}
+    chosen = VAECF(VAECFConfig(**networks["chosen on validation"])).fit(learned).config
     for seed in SEEDS[:1] if options.quick else SEEDS:
-        chosen = VAECF(VAECFConfig(**networks["chosen on validation"]), seed).fit(learned).config
         model = WithCornac(chosen, seed).fit(replace(learned, validation=None))
         fitted.append(model)
         ours["now"].append(quality(model, last, last.past))
@@ -97,10 +97,13 @@ def main() -> int:
         for name, config in networks.items()
     }
     apart = max(abs(a["ndcg@10"] / b["ndcg@10"] - 1) for a, b in zip(ours["then"], ours["cornac"], strict=True))
-    faster = times["chosen on validation"]["cornac score"] / times["chosen on validation"]["batch"]
+    times_faster = {name: t["cornac score"] / t["batch"] for name, t in times.items()}
     limits = [{"name": "vaecf: ndcg@10 apart from Cornac's own scoring, share", "value": apart, "limit": "< 0.01"}]
-    if not options.quick:  # fixed costs say nothing of the limit
-        limits.append({"name": "vaecf: times faster a customer than Cornac's score", "value": faster, "limit": ">= 50"})
+    limits += [
+        {"name": f"{name}: times faster a customer than Cornac's score", "value": faster, "limit": ">= 50"}
+        for name, faster in times_faster.items()
+        if not options.quick and name != "the paper's"  # fixed costs of a small world say nothing
+    ]
     measured = {"limits": limits, "quality": dict(rows), "microseconds": times, "epochs": chosen.epochs}
     lines = [
         "# vaecf",
@@ -111,14 +114,14 @@ def main() -> int:
         "validation; all items not seen before are ranked. A half-life or window of n days is one of n events.",
         *table(["model", "ndcg@10", "recall@10", "seeds"], [[name, *spread(found)] for name, found in rows]),
         "",
-        f"`vaecf` is `{chosen!r}`, its epochs chosen on validation (of the last seed).",
+        f"`vaecf` is `{chosen!r}`, its epochs chosen on validation with the first seed.",
         "",
         "Microseconds a customer, one thread, median of 5 turns. *batch* is our scores of all items, "
         f"{BATCH} customers at a time; *top 10* adds the choice of the best.",
         *table(
             ["network", "Cornac's `score`", "batch", "times", "Cornac's `rank`", "Cornac's `rank(k=10)`", "top 10"],
             [
-                [name, t["cornac score"], t["batch"], t["cornac score"] / t["batch"]]
+                [name, t["cornac score"], t["batch"], times_faster[name]]
                 # and in the order of the head
                 + [t[way] for way in ("cornac rank", "cornac rank 10", "top 10")]
                 for name, t in times.items()
