@@ -57,8 +57,9 @@ def test_a_customer_who_came_after_training_gets_a_list_of_their_own_taste():
 
 def test_more_events_than_in_training_change_the_list():
     fitted = model("vaecf").fit(material(checkerboard()))
-    once = interactions([(0, 0, 20)], 1, SIZE, days=28)
-    turned = interactions([(0, 0, 20), *((0, item, 21) for item in range(1, 20, 2))], 1, SIZE, days=28)
+    once = interactions([(0, item, 20) for item in (0, 2, 4)], 1, SIZE, days=28)
+    more = [(0, item, 21) for item in range(1, 20, 2)]
+    turned = interactions([(0, item, 20) for item in (0, 2, 4)] + more, 1, SIZE, days=28)
     assert lists(fitted, once, 3, users=[0]).items[0, 0] % 2 == 0
     assert lists(fitted, turned, 3, users=[0]).items[0, 0] % 2 == 1
 
