@@ -83,8 +83,8 @@ class Content(Model):
     def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
         """Return the history item with the largest share of the score."""
         own = histories.matrix_of(user, self.config.half_life_days)
-        vectors = self.vectors_[self.text_of_]
-        return best_evidence(own.indices, vectors[own.indices] @ vectors[items].T * own.data[:, None])
+        told, wanted = self.vectors_[self.text_of_[own.indices]], self.vectors_[self.text_of_[items]]
+        return best_evidence(own.indices, told @ wanted.T * own.data[:, None])
 
     def item_vectors(self) -> np.ndarray:
         """Return the text vectors the model works with, of unit length; zero for an item without text."""

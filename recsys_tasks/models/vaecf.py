@@ -49,7 +49,7 @@ class VAECFConfig(base.Config):
     window_days: float | None = None
     """only pairs whose newest event is at most this old take part, in training and in a history"""
     max_items: int = 20_000
-    """Only the items with most customers take part: the first and last layer grow with their number."""
+    """only the items with most customers take part: the first and last layer grow with their number."""
 
 
 PATIENCE = 3
@@ -83,9 +83,9 @@ class VAECF(Model):
                 cornac.fit(data)
                 done += cornac.n_epochs
                 self.weights_ = _weights(cornac.vae)
-                loss, left = _loss(cornac.vae, rows, config.beta), (time.monotonic() - started) / done
+                loss = _loss(cornac.vae, rows, config.beta)
                 line = f"epoch {done} of at most {config.epochs}: loss {loss:.2f}"
-                left *= config.epochs - done
+                left = (time.monotonic() - started) / done * (config.epochs - done)
                 if not material.validation:
                     log.info("%s: %s, %.0f s left", self.name, line, left)
                     continue
@@ -167,14 +167,19 @@ class VAECF(Model):
 
     def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
         """Return the history item that the decoder treats most alike."""
-        vectors, history = self.item_vectors(), histories.bought[user].indices
-        return best_evidence(history, vectors[history] @ vectors[items].T)
+        history = histories.bought[user].indices
+        return best_evidence(history, self._directions(history) @ self._directions(items).T)
 
     def item_vectors(self) -> np.ndarray:
         """Return the decoder's last layer, of unit length; zero for items that take no part."""
-        last = self.weights_[f"decoder{len(self.config.autoencoder_structure)}_weight"].T
-        vectors = np.zeros((int(self.n_items_[0]), last.shape[1]), np.float32)
-        vectors[self.items_] = last / np.maximum(np.linalg.norm(last, axis=1, keepdims=True), 1e-12)
+        return self._directions(np.arange(int(self.n_items_[0])))
+
+    def _directions(self, items: np.ndarray) -> np.ndarray:
+        """Return (n, d) float32 of ``item_vectors``."""
+        place = np.minimum(np.searchsorted(self.items_, items), len(self.items_) - 1)
+        vectors = self.weights_[f"decoder{len(self.config.autoencoder_structure)}_weight"][:, place].T
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors[self.items_[place] != items] = 0
         return vectors
 
     def _state(self) -> dict[str, np.ndarray]:
