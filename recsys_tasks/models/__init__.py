@@ -12,6 +12,8 @@ MODELS = {
     "item_knn": "recsys_tasks.models.item_knn:ItemKNN",
     "ease": "recsys_tasks.models.ease:EASE",
     "two_tower": "recsys_tasks.models.two_tower:TwoTower",
+    "vaecf": "recsys_tasks.models.vaecf:VAECF",
+    "content": "recsys_tasks.models.content:Content",
 }
 BASELINES = ("popular", "repeat", "item_knn", "ease")
 """Trained every night: no number is shown without them beside it."""

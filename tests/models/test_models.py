@@ -14,12 +14,15 @@ from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
 from tests.conftest import ROOT
 from tests.interactions import interactions
-from tests.models.worlds import SIZE, catalog, checkerboard, material
+from tests.models.worlds import SIZE, catalog, checkerboard, material, telling
 
 ALL = list(MODELS)
-QUICK = {"two_tower": {"batch_size": 64, "epochs": 25, "dim": 16}}
-COLLABORATIVE = ["item_knn", "ease", "two_tower"]
-"""Models that learn from other customers; ``popular`` and ``repeat`` are not meant to."""
+QUICK = {
+    "two_tower": {"batch_size": 64, "epochs": 25, "dim": 16},
+    "vaecf": {"batch_size": 10, "epochs": 20, "k": 8, "autoencoder_structure": (16,), "learning_rate": 0.01},
+}
+COLLABORATIVE = ["item_knn", "ease", "two_tower", "vaecf"]
+"""Models that learn from other customers; ``popular``, ``repeat`` and ``content`` are not meant to."""
 
 
 def model(name, **config):
@@ -33,15 +36,16 @@ def lists(fitted, log, k, exclude_seen=False, items=None, users=None):
 
 
 def test_these_are_the_models():
-    assert ALL == ["popular", "repeat", "item_knn", "ease", "two_tower"]
+    assert ALL == ["popular", "repeat", "item_knn", "ease", "two_tower", "vaecf", "content"]
     assert set(BASELINES) < set(ALL)
     assert all(model_class(name).name == name for name in ALL)
 
 
-@pytest.mark.parametrize("name", COLLABORATIVE)
+@pytest.mark.parametrize("name", [*COLLABORATIVE, "content"])
 def test_the_withheld_item_of_the_pattern_comes_first(name):
     log = checkerboard()
-    ranked = lists(model(name).fit(material(log)), log, 1, exclude_seen=True)
+    learned = material(log, text_vectors=telling(SIZE) if name == "content" else None)
+    ranked = lists(model(name).fit(learned), log, 1, exclude_seen=True)
     assert (ranked.items[:, 0] == np.arange(SIZE)).mean() >= 0.95
     assert not ranked.filled.any()
 

@@ -27,11 +27,25 @@ def catalog(n_items, unavailable=()):
     )
 
 
-def material(log, items=None):
-    """What a model learns from, with text that says nothing."""
+def material(log, items=None, text_vectors=None):
+    """What a model learns from; unless vectors are given, with text that says nothing."""
     items = items or catalog(log.n_items)
-    vectors = np.random.default_rng(0).normal(size=(log.n_items, 8)).astype(np.float32)
-    return Material(log, items, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    if text_vectors is None:
+        text_vectors = np.random.default_rng(0).normal(size=(log.n_items, 8))
+    return Material(log, items, unit(text_vectors))
+
+
+def telling(n_items):
+    """Text vectors of which the even items' are alike and the odd items' are."""
+    vectors = 0.1 * np.random.default_rng(0).normal(size=(n_items, 8))
+    vectors[np.arange(n_items), np.arange(n_items) % 2] += 1
+    return vectors
+
+
+def unit(vectors):
+    """Vectors of length 1, as the encoder gives them; a row of zeros stays one."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
 
 
 def checkerboard():
