@@ -12,6 +12,7 @@ MODELS = {
     "item_knn": "recsys_tasks.models.item_knn:ItemKNN",
     "ease": "recsys_tasks.models.ease:EASE",
     "two_tower": "recsys_tasks.models.two_tower:TwoTower",
+    "sasrec": "recsys_tasks.models.sasrec:SASRec",
 }
 BASELINES = ("popular", "repeat", "item_knn", "ease")
 """Trained every night: no number is shown without them beside it."""

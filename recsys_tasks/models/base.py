@@ -44,6 +44,8 @@ class Material:
     """(n_items, d) float32 of unit length; zero where an item has no text."""
     validation: Mapping[str, Truth] | None = None
     """By view; None when the model is refitted through ``as_of`` with everything already chosen."""
+    start: "Model | None" = None
+    """An earlier model, of any catalogue, whose weights training may begin with; most models make no use of it."""
 
 
 @dataclass(frozen=True)
