@@ -9,13 +9,14 @@ Events of one instant are a basket and have no order: they are shuffled every ep
 the next basket. Where every event has its own time this is the next event.
 
 Plain TensorFlow, so it does not matter which Keras the process has loaded. Histories are padded to the next of a few
-lengths, and one XLA program trains each.
+lengths, and where there are many of a length, one XLA program trains them.
 """
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from recsys_tasks.snapshot import Interactions
 
 log = logging.getLogger(__name__)
 
+COMPILE_FROM = 300
+"""Steps of one length from which compiling, seconds of work, pays."""
 N_GAPS = 32
 """Buckets of the time since the event before: powers of two of seconds."""
 
@@ -369,11 +372,16 @@ class Trainer:
         self.second = {name: tf.Variable(np.zeros_like(array)) for name, array in weights.items()}
         self.averages = {name: tf.Variable(array) for name, array in weights.items()} if config.average else {}
         self.steps, self.seed = tf.Variable(0), seed
-        self.step = tf.function(self._step, jit_compile=True)
+        self.plain, self.compiled = tf.function(self._step), tf.function(self._step, jit_compile=True)
 
     def epoch(self, batches: list[Batch]) -> float:
         """Take a step a batch and return the mean loss."""
-        return float(np.mean([self.step(batch).numpy() for batch in batches]))
+        steps = Counter(batch["items"].shape for batch in batches)
+        losses = []
+        for batch in batches:
+            pays = steps[batch["items"].shape] * self.config.epochs >= COMPILE_FROM
+            losses.append((self.compiled if pays else self.plain)(batch))
+        return float(np.mean([loss.numpy() for loss in losses]))
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the weights to use."""

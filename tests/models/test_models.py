@@ -17,8 +17,11 @@ from tests.interactions import interactions
 from tests.models.worlds import SIZE, catalog, checkerboard, material
 
 ALL = list(MODELS)
-QUICK = {"two_tower": {"batch_size": 64, "epochs": 25, "dim": 16}}
-COLLABORATIVE = ["item_knn", "ease", "two_tower"]
+QUICK = {
+    "two_tower": {"batch_size": 64, "epochs": 25, "dim": 16},
+    "sasrec": {"epochs": 20, "dim": 16, "max_length": 16, "learning_rate": 0.01, "dropout": 0.2, "temperature": 0.2},
+}
+COLLABORATIVE = ["item_knn", "ease", "two_tower", "sasrec"]
 """Models that learn from other customers; ``popular`` and ``repeat`` are not meant to."""
 
 
@@ -33,7 +36,7 @@ def lists(fitted, log, k, exclude_seen=False, items=None, users=None):
 
 
 def test_these_are_the_models():
-    assert ALL == ["popular", "repeat", "item_knn", "ease", "two_tower"]
+    assert ALL == ["popular", "repeat", "item_knn", "ease", "two_tower", "sasrec"]
     assert set(BASELINES) < set(ALL)
     assert all(model_class(name).name == name for name in ALL)
 
