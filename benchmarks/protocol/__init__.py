@@ -1,0 +1,1 @@
+"""How benchmarks hold data out to be comparable with papers."""
