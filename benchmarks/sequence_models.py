@@ -2,7 +2,7 @@
 
 Leave-last-out on the files that the papers use: everybody's last event is test, the last but one validation, the whole
 catalogue less what a customer had is ranked. Early stopping and every choice are made on validation; test is read once
-a row. Baselines and the peers that are installed (``pip install -e .[bench]``) stand beside it.
+a row. Baselines stand beside it, and the peers that are installed (``pip install implicit``).
 
     python benchmarks/sequence_models.py [--only amazon_beauty_2014] [--seeds 3] [--ease] [--check] [--quick]
 

@@ -21,3 +21,15 @@ def test_the_quick_benchmark_shows_sasrec_beside_the_baselines(tmp_path):
     assert all(
         0 <= run["ndcg@10"] <= run["recall@10"] <= run["recall@50"] <= 1 for runs in rows.values() for run in runs
     )
+
+
+def test_the_quick_benchmark_of_training_tells_epochs_and_what_is_left_out(tmp_path):
+    script = ROOT / "benchmarks" / "training_speed.py"
+    command = [sys.executable, str(script), "--quick", "--check", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "RecTools SASRec left out" in (tmp_path / "training_speed.md").read_text()
+    measured = json.loads((tmp_path / "training_speed.json").read_text())
+    assert [row[0] for row in measured["rows"]] == ["sasrec", "sasrec, first epoch with compiling"]
+    assert all(0 < row[2] <= row[1] <= row[3] for row in measured["rows"])
+    assert measured["recall@10"] > 0.5  # a customer buys of one of four kinds, told by the text
