@@ -55,7 +55,7 @@ class SASRecConfig(base.Config):
     """epochs without a better ndcg@10 on validation after which training stops"""
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
-    """of AdamW (Loshchilov & Hutter 2019)"""
+    """of AdamW (Loshchilov & Hutter 2019), on matrices"""
     dropout: float = 0.3
     full_softmax: int = 5000
     """trained items up to which the loss is taken over all of them"""
@@ -98,18 +98,15 @@ class SASRec(Model):
             started = time.monotonic()
             loss = trainer.epoch(_training_batches(interactions, config, self.kinds_, rng))
             self._keep(trainer.weights(), trained, text)
-            spent.append(time.monotonic() - started)
-            point = {"epoch": epoch, "loss": loss, "seconds": spent[-1]}
-            said = ""
+            point, said = {"epoch": epoch, "loss": loss}, ""
             if material.validation:
                 point["ndcg@10"] = float(self.validate(material).mean())
                 said = f"validation ndcg@10 {point['ndcg@10']:.4f}, "
-            self.curve.append(point)
+            spent.append(time.monotonic() - started)
+            self.curve.append({**point, "seconds": spent[-1]})
             left = float(np.median(spent)) * (config.epochs - epoch)
-            log.info(
-                "%s: epoch %d of at most %d: loss %.4f, %s%.1f s an epoch, at most %.0f s left",
-                *(self.name, epoch, config.epochs, loss, said, spent[-1], left),
-            )
+            line = f"epoch {epoch} of at most {config.epochs}: loss {loss:.4f}, {said}{spent[-1]:.1f} s an epoch"
+            log.info("%s: %s, at most %.0f s left", self.name, line, left)
             if not material.validation:
                 continue
             if point["ndcg@10"] > best:
@@ -180,13 +177,7 @@ class SASRec(Model):
 
 
 def last_events(interactions: Interactions, users: np.ndarray, length: int) -> np.ndarray:
-    """Return (n, length) positions in the log of each user's newest events in the order of time, -1 before the first.
-
-    >>> from tests.interactions import interactions
-    >>> last_events(interactions([(0, 5, 1), (1, 6, 2), (0, 7, 3)], 2, 8, days=4), np.array([0, 1]), 3).tolist()
-    [[-1, 0, 2], [-1, -1, 1]]
-
-    """
+    """Return (n, length) positions in the log of each user's newest events, oldest first; -1 stands before them."""
     events = np.full((len(users), length), -1, np.int64)
     for row, user in zip(events, users, strict=True):
         newest = interactions.of_user(user)[-length:]
@@ -404,7 +395,8 @@ class Trainer:
             first = self.first[name].assign(0.9 * self.first[name] + 0.1 * gradient)
             second = self.second[name].assign(0.999 * self.second[name] + 0.001 * gradient**2)
             change = rate * first / (tf.sqrt(second) + 1e-8)
-            variable.assign_sub(change + config.learning_rate * config.weight_decay * variable)
+            decay = config.weight_decay if variable.shape.rank > 1 else 0.0
+            variable.assign_sub(change + config.learning_rate * decay * variable)
             if config.average:
                 fresh = tf.minimum(config.average, (1 + now) / (10 + now))
                 self.averages[name].assign(fresh * self.averages[name] + (1 - fresh) * variable)
@@ -432,7 +424,7 @@ class Trainer:
         state = tf.reshape(state, (-1, config.dim))  # (n * length, dim)
         targets = tf.reshape(batch["targets"], (-1,))
         scale = 1.0 if config.temperature is None else 1 / config.temperature
-        ends = unit if config.temperature else tf.identity
+        ends = tf.identity if config.temperature is None else unit
         right = tf.reduce_sum(state * ends(self._items(targets)), 1) * scale
         wrong = tf.matmul(state, ends(self._items(negatives)), transpose_b=True) * scale
         return softmax_loss(right, wrong, targets, negatives, tf.reshape(batch["weights"], (-1,)))
