@@ -35,17 +35,17 @@ from recsys_tasks.split import Truth
 
 BASELINES: dict[str, dict[str, Any]] = {
     "popular": {"half_life_days": 1e6},
-    "item_knn": {"half_life_days": 5.0},
+    "item_knn": {"half_life_days": 10.0},
 }
 """A day is an event here (see the protocol)."""
 EASE = {"half_life_days": 30.0, "regularization": 100.0, "max_items": 100_000}
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "amazon_beauty_2014": {
-        "sasrec, ids alone": {"dropout": 0.5, "patience": 20},
-        "sasrec": {"text": True, "dropout": 0.5, "patience": 20},
+        "sasrec, ids alone": {"dropout": 0.5, "average": 0.999, "patience": 12},
+        "sasrec": {"text": True, "dropout": 0.5, "average": 0.999, "patience": 12},
     },
     "movielens_1m": {
-        "sasrec": {"blocks": 2, "max_length": 200, "dropout": 0.2, "batch_size": 32},
+        "sasrec": {"blocks": 2, "max_length": 200, "dropout": 0.2, "batch_size": 32, "average": 0.999},
     },
     "a made-up world": {
         "sasrec": {"dim": 16, "max_length": 8, "epochs": 5, "learning_rate": 0.01, "text": True},
