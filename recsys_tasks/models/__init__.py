@@ -14,6 +14,7 @@ MODELS = {
     "two_tower": "recsys_tasks.models.two_tower:TwoTower",
     "vaecf": "recsys_tasks.models.vaecf:VAECF",
     "content": "recsys_tasks.models.content:Content",
+    "sasrec": "recsys_tasks.models.sasrec:SASRec",
 }
 BASELINES = ("popular", "repeat", "item_knn", "ease")
 """Trained every night: no number is shown without them beside it."""

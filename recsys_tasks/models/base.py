@@ -44,6 +44,8 @@ class Material:
     """(n_items, d) float32 of unit length; zero where an item has no text."""
     validation: Mapping[str, Truth] | None = None
     """By view; None when the model is refitted through ``as_of`` with everything already chosen."""
+    start: "Model | None" = None
+    """An earlier model, of any catalogue, whose weights training may begin with; most models make no use of it."""
 
 
 @dataclass(frozen=True)
@@ -235,8 +237,11 @@ class Model(ABC):
         (folder / "config.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, catalog: Catalog) -> Self:
+    def load(cls, folder: Path, catalog: Catalog | None = None) -> Self:
         """Read what ``save`` wrote; nothing is unpickled.
+
+        Without ``catalog`` a model of any catalogue is read, to start another's training from (``Material.start``);
+        it cannot recommend from this one.
 
         Raises
         ------
@@ -245,7 +250,9 @@ class Model(ABC):
 
         """
         described = json.loads((folder / "config.json").read_text())
-        expected = {"format": FORMAT, "model": cls.name, "items": digest(catalog.item_ids)}
+        expected: dict[str, Any] = {"format": FORMAT, "model": cls.name}
+        if catalog is not None:
+            expected["items"] = digest(catalog.item_ids)
         for key, value in expected.items():
             if described[key] != value:
                 raise TrainingError(f"{folder}: {key} is {described[key]!r}, expected {value!r}; train the model again")

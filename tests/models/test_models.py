@@ -20,8 +20,9 @@ ALL = list(MODELS)
 QUICK = {
     "two_tower": {"batch_size": 64, "epochs": 25, "dim": 16},
     "vaecf": {"batch_size": 10, "epochs": 20, "k": 8, "autoencoder_structure": (16,), "learning_rate": 0.01},
+    "sasrec": {"epochs": 20, "dim": 16, "max_length": 16, "learning_rate": 0.01, "dropout": 0.2, "temperature": 0.2},
 }
-COLLABORATIVE = ["item_knn", "ease", "two_tower", "vaecf"]
+COLLABORATIVE = ["item_knn", "ease", "two_tower", "vaecf", "sasrec"]
 """Models that learn from other customers; ``popular``, ``repeat`` and ``content`` are not meant to."""
 
 
@@ -36,7 +37,7 @@ def lists(fitted, log, k, exclude_seen=False, items=None, users=None):
 
 
 def test_these_are_the_models():
-    assert ALL == ["popular", "repeat", "item_knn", "ease", "two_tower", "vaecf", "content"]
+    assert ALL == ["popular", "repeat", "item_knn", "ease", "two_tower", "vaecf", "content", "sasrec"]
     assert set(BASELINES) < set(ALL)
     assert all(model_class(name).name == name for name in ALL)
 
