@@ -4,7 +4,7 @@ from importlib import import_module
 
 from recsys_tasks.models.base import Material, Model, Ranked
 
-__all__ = ["BASELINES", "MODELS", "Material", "Model", "Ranked", "model_class"]
+__all__ = ["BASELINES", "MODELS", "SECOND_STAGE", "Material", "Model", "Ranked", "model_class"]
 
 MODELS = {
     "popular": "recsys_tasks.models.popular:Popular",
@@ -12,9 +12,12 @@ MODELS = {
     "item_knn": "recsys_tasks.models.item_knn:ItemKNN",
     "ease": "recsys_tasks.models.ease:EASE",
     "two_tower": "recsys_tasks.models.two_tower:TwoTower",
+    "ranker": "recsys_tasks.models.ranker:Ranker",
 }
 BASELINES = ("popular", "repeat", "item_knn", "ease")
 """Trained every night: no number is shown without them beside it."""
+SECOND_STAGE = ("ranker",)
+"""Trained after all others, which are their sources."""
 
 
 def model_class(name: str) -> type[Model]:
