@@ -40,9 +40,9 @@ class RankerConfig(base.Config):
     candidates: int = 100
     """Of each source."""
     earlier_windows: int = 5
-    """Windows before validation, of its length, that teach too."""
+    """Windows before validation, of its length, that teach too, as long as there are fewer than ``max_pairs``."""
     max_pairs: int = 1_000_000
-    """Customers of a window are thinned out, evenly, where they have more candidates than this."""
+    """Customers of a window are thinned out, evenly, where they may have more candidates than this."""
     rounds: int = 100
     """Trees."""
     learning_rate: float = 0.05
@@ -66,6 +66,8 @@ class Block:
     """int8, which source ranks it best"""
     features: dict[str, np.ndarray]
     """By name, float32; NaN for unknown"""
+    bought: np.ndarray | None = None
+    """int8 label, while learning"""
 
     def matrix(self, names: list[str]) -> np.ndarray:
         """Return (n_pairs, n_names) float32; a name that is not there is unknown."""
@@ -96,23 +98,27 @@ class Ranker(Model):
         self.sources_ = dict(material.sources)
         self.items_ = Items.of(material.catalog, material.text_vectors)
         if material.validation:
-            self.boosters_ = {view: self._boost(material, view) for view in VIEWS}
+            self.boosters_ = self._boosters(material)
         elif not self.boosters_:
             raise TrainingError(f"{self.name}: without a validation window there is nothing to learn from")
 
-    def _boost(self, material: Material, view: str) -> "lgb.Booster":
-        """Return the booster of a view, learned from validation and the windows before it."""
+    def _boosters(self, material: Material) -> dict[str, "lgb.Booster"]:
+        """Return the booster of each view, learned from validation and as many windows before it as are needed."""
+        blocks: dict[str, list[Block]] = {view: [] for view in VIEWS}
+        for window, sources in self._windows(material):
+            for view, wanted in window.items():
+                blocks[view].append(self._examples(material, wanted, sources))
+            if sum(len(block.row) for block in blocks["all"]) >= self.config.max_pairs:
+                break
+        return {view: self._boost(view, learned) for view, learned in blocks.items()}
+
+    def _boost(self, view: str, blocks: list[Block]) -> "lgb.Booster":
         import lightgbm as lgb
 
-        blocks, labels = [], []
-        for window, sources in self._windows(material, view):
-            block, bought = self._examples(material, window, sources)
-            blocks.append(block)
-            labels.append(bought)
-        names = list(blocks[0].features)  # validation has every source
+        names = list(blocks[0].features)  # those of validation, which has every source
         data = lgb.Dataset(
             np.concatenate([block.matrix(names) for block in blocks]),
-            np.concatenate(labels).astype(np.int32),
+            np.concatenate([block.bought for block in blocks]),
             group=np.concatenate([np.unique(block.row, return_counts=True)[1] for block in blocks]),
             feature_name=names,
         )
@@ -134,28 +140,28 @@ class Ranker(Model):
             "verbose": -1,
         }
         booster = lgb.train(parameters, data, config.rounds)
-        log.info("%s: %s learned from %d windows, %d pairs", self.name, view, len(blocks), sum(map(len, labels)))
+        log.info("%s: %s learned from %d windows, %d pairs", self.name, view, len(blocks), data.num_data())
         return booster
 
-    def _windows(self, material: Material, view: str) -> Iterator[tuple[Truth, Mapping[str, Model]]]:
-        """Yield validation and the windows before it, with the sources that have not seen their labels."""
+    def _windows(self, material: Material) -> Iterator[tuple[Mapping[str, Truth], Mapping[str, Model]]]:
+        """Yield validation and the windows before it, by view, with the sources that have not seen their labels."""
         assert material.validation is not None
-        newest = material.validation[view]
-        yield newest, self.sources_
+        yield material.validation, self.sources_
         counting = {name: source for name, source in self.sources_.items() if source.counts}
+        newest = material.validation["all"]
         start, length = newest.past.as_of, newest.end - newest.past.as_of
-        log_ = material.interactions
+        events = material.interactions
         for end in range(start, start - self.config.earlier_windows * length, -length):
-            if end - 2 * length < log_.time[0]:
+            if not counting or end - 2 * length < events.time[0]:
                 return  # of a window no longer than what came before it, there is little to know
             try:
-                window = truth(log_, end - length, end, view)
+                window = {view: truth(events, end - length, end, view) for view in VIEWS}
             except ContractError:
                 continue  # nobody bought anything
-            past = replace(material, interactions=window.past, validation=None)
+            past = replace(material, interactions=window["all"].past, validation=None)
             yield window, {name: source.refit(past) for name, source in counting.items()}
 
-    def _examples(self, material: Material, window: Truth, sources: Mapping[str, Model]) -> tuple[Block, np.ndarray]:
+    def _examples(self, material: Material, window: Truth, sources: Mapping[str, Model]) -> Block:
         """Return candidates of the window's users, and which of them they bought."""
         candidates = material.catalog.candidates(window.past.as_of)
         ask = self._candidates(window.past, candidates, window.exclude_seen, sources)
@@ -165,13 +171,10 @@ class Ranker(Model):
         for start in range(0, len(rows), _BATCH):
             block = ask(window.users[rows[start : start + _BATCH]])
             blocks.append(replace(block, row=block.row + start))
-        block = Block(
-            row=np.concatenate([block.row for block in blocks]),
-            item=np.concatenate([block.item for block in blocks]),
-            origin=np.concatenate([block.origin for block in blocks]),
-            features={name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features},
-        )
-        return block, np.asarray(window.items[rows[block.row], block.item]).ravel() > 0
+        row, item, origin = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("row", "item", "origin"))
+        features = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
+        bought = np.asarray(window.items[rows[row], item]).ravel() > 0
+        return Block(row, item, origin, features, bought.astype(np.int8))
 
     def _candidates(
         self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool, sources: Mapping[str, Model]
