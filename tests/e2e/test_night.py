@@ -120,7 +120,7 @@ def test_mlflow_holds_a_run_and_a_version_a_model_and_two_champions(night):
     registered = client.get_registered_model("nightcart-tiny")
     assert sorted(registered.aliases) == ["champion-discover", "champion-home"]
     assert len(client.search_model_versions("name = 'nightcart-tiny'")) == 6
-    assert tracking.champions()["home"].text == "repeat"
+    assert tracking.champions()["home"].text == "ranker"
 
 
 def test_the_same_night_again_reuses_everything(night, dagbag, caplog):
