@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _BATCH = 256
 """Users asked at a time while learning, as ``recommend`` does."""
+_LARGEST = 10_000
+"""Candidates of one customer that LightGBM compares at most; who bought more before teaches nothing."""
 
 
 class RankerConfig(base.Config):
@@ -174,7 +176,9 @@ class Ranker(Model):
         row, item, origin = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("row", "item", "origin"))
         features = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
         bought = np.asarray(window.items[rows[row], item]).ravel() > 0
-        return Block(row, item, origin, features, bought.astype(np.int8))
+        fits = np.bincount(row)[row] <= _LARGEST
+        features = {name: value[fits] for name, value in features.items()}
+        return Block(row[fits], item[fits], origin[fits], features, bought[fits].astype(np.int8))
 
     def _candidates(
         self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool, sources: Mapping[str, Model]
