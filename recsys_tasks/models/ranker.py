@@ -213,8 +213,8 @@ class Ranker(Model):
         """Return which source ranks each pair best; of equals popularity comes last, as it says least."""
         rank = rank + np.array([[0.5 if name == "popular" else 0.0] for name in names])
         best = rank.argmin(0)
-        if "repeat" in names:  # what no source lists was bought before
-            best[~np.isfinite(rank).any(0)] = names.index("repeat")
+        if "repeat" in names:  # what no source lists is there because it was bought before
+            best[(rank >= self.config.candidates).all(0)] = names.index("repeat")
         return best.astype(np.int8)
 
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
