@@ -36,6 +36,7 @@ class Content(Model):
 
     name = "content"
     Config = ContentConfig
+    counts = True
     grid: ClassVar = {"half_life_days": (15.0, 60.0, 240.0), "whiten": (0, 64, 256)}
 
     def _fit(self, material: Material) -> None:
