@@ -18,7 +18,7 @@ from recsys_tasks.lake import Lake, fingerprint
 from recsys_tasks.models import SECOND_STAGE, Material, Model, model_class
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import Catalog, Interactions, Snapshot
-from recsys_tasks.split import Windows, truth
+from recsys_tasks.split import Truth, Windows, truth
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,11 @@ class Shelf:
         folder = self.lake.path(self.vectors)
         return np.load(folder / "unique.npy").astype(np.float32)[np.load(folder / "row.npy")]
 
+    @property
+    def attributes(self) -> dict[str, np.ndarray]:
+        """Name -> (n_users,) text; see ``Snapshot.attributes``."""
+        return Snapshot(self.lake, self.snapshot).attributes(self.interactions.user_ids)
+
     def model_id(self, recipe: Recipe, end: int, sources: Mapping[str, str] | None = None) -> str:
         """Return the lake entry of a recipe trained on all before ``end``; it may not be there yet."""
         inputs = {"recipe": recipe.text, "snapshot": self.snapshot, "vectors": self.vectors, "end": end}
@@ -128,7 +133,7 @@ class Shelf:
             return model_id
         validation = {view: truth(self.interactions, windows.fit_end, windows.validation_end, view) for view in VIEWS}
         known = self.interactions.before(windows.fit_end)
-        material = Material(known, self.catalog, self.text_vectors, validation, sources=self._loaded(sources))
+        material = self._material(known, sources, validation)
         model = model_class(recipe.model)(model_class(recipe.model).Config(**recipe.config))
         return self._save(model.fit(material), model_id, recipe, windows.fit_end, sources)
 
@@ -144,8 +149,20 @@ class Shelf:
         if self.lake.has(refitted):
             log.info("%s: already refitted on the same data, reused", refitted)
             return refitted
-        material = Material(self.interactions, self.catalog, self.text_vectors, sources=self._loaded(sources))
+        material = self._material(self.interactions, sources)
         return self._save(self.load(model_id).refit(material), refitted, recipe, windows.as_of, sources)
+
+    def _material(
+        self, known: Interactions, sources: Mapping[str, str], validation: Mapping[str, Truth] | None = None
+    ) -> Material:
+        return Material(
+            known,
+            self.catalog,
+            self.text_vectors,
+            validation,
+            attributes=self.attributes,
+            sources=self._loaded(sources),
+        )
 
     def _loaded(self, sources: Mapping[str, str]) -> dict[str, Model]:
         return {name: self.load(entry) for name, entry in sources.items()}

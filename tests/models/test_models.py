@@ -20,7 +20,7 @@ from tests.models.worlds import SIZE, catalog, checkerboard, material, telling
 
 ALL = list(MODELS)
 QUICK = {
-    "two_tower": {"batch_size": 64, "epochs": 25, "dim": 16},
+    "two_tower": {"batch_size": 64, "epochs": 15, "dim": 16, "negatives": 8, "learning_rate": 0.01},
     "vaecf": {"batch_size": 10, "epochs": 20, "k": 8, "autoencoder_structure": (16,), "learning_rate": 0.01},
     "sasrec": {"epochs": 20, "dim": 16, "max_length": 16, "learning_rate": 0.01, "dropout": 0.2, "temperature": 0.2},
 }
