@@ -45,6 +45,7 @@ KEYS = ("reviewerID", "asin", "overall", "unixReviewTime")
 
 def _ingest(job: dict[str, Any]) -> Job:
     import ibis
+    import pandas  # noqa: F401 - pyarrow imports it at the first Python object it is given
 
     from recsys_tasks.ingest import ingest
     from recsys_tasks.night import Night
