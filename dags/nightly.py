@@ -4,7 +4,8 @@ Turns a shop's event log and catalogue into a checked, versioned table of recomm
 
 1. **ingest** reads the shop's sources up to `as_of`, judges every row and quarantines the bad ones
 2. **embed** turns the text of new or changed items into vectors
-3. **train** trains one model a task on the fit window; a model that fails is left out, the night goes on
+3. **train** trains one model a task on the fit window; a model that fails is left out, the night goes on;
+   **rank** then trains the ranker over what the others say
 4. **evaluate** scores all of them on the test window, beside the baselines
 5. **promote** chooses the champion of each placement and refits it through `as_of`
 6. **publish_index** builds the index of item vectors and measures its recall
@@ -67,7 +68,7 @@ PARAMS = {
         [],
         type="array",
         items={"type": "string"},
-        examples=["popular", "repeat", "item_knn", "ease", "two_tower"],
+        examples=["popular", "repeat", "item_knn", "ease", "two_tower", "ranker"],
         title="Models",
         description="to train beside the baselines and the champions; empty for the shop file's",
         section="Training",
@@ -135,7 +136,9 @@ def nightly():
 
     @task
     def recipes(night: dict) -> list:
-        return night["recipes"]
+        from recsys_tasks import night as nights
+
+        return nights.Night(**night).first_stage
 
     @task
     def shards(night: dict) -> list:
@@ -163,6 +166,15 @@ def nightly():
 
         get_current_context()["recipe"] = recipe
         return train.train(nights.Night(**night), recipe, snapshot, vectors)
+
+    @task(trigger_rule=TriggerRule.ALL_DONE)
+    def rank(night: dict, snapshot: str, vectors: str) -> list:
+        from recsys_tasks import night as nights
+        from recsys_tasks import train
+
+        if not (snapshot and vectors):  # it runs when all before it are done, so that a failed source only drops out
+            raise AirflowFailException("ingest or embed failed, so there is nothing to rank; see their logs")
+        return train.rank(nights.Night(**night), snapshot, vectors)
 
     @task(outlets=[assets.LEADERBOARD], trigger_rule=TriggerRule.ALL_DONE)
     def evaluate(night: dict, snapshot: str, vectors: str) -> str:
@@ -223,7 +235,7 @@ def nightly():
     vectors = embed(night, snapshot)
     models = train.partial(night=night, snapshot=snapshot, vectors=vectors).expand(recipe=recipes(night))
     evaluation = evaluate(night, snapshot, vectors)
-    models >> evaluation
+    models >> rank(night, snapshot, vectors) >> evaluation
     champions = promote(night, evaluation, snapshot, vectors)
     index = publish_index(night, champions, snapshot, vectors)
     lists = recommend.partial(night=night, champions=champions, index=index, snapshot=snapshot, vectors=vectors).expand(

@@ -84,7 +84,9 @@ def run_night(night: Night, until: str = "report") -> dict[str, Any]:
     if step("embed", lambda: embed_step.embed(night, snapshot)):
         return ids
     vectors = ids["embed"]
-    if step("train", lambda: [_train(night, recipe, snapshot, vectors) for recipe in night.recipes]):
+    if step(
+        "train", lambda: [_train(night, recipe, snapshot, vectors) for recipe in night.first_stage + night.second_stage]
+    ):
         return ids
     if step("evaluate", lambda: evaluate_step.evaluate(night, snapshot, vectors)):
         return ids

@@ -48,6 +48,16 @@ class Night:
         return datetime.fromisoformat(self.as_of)
 
     @property
+    def first_stage(self) -> list[str]:
+        """Recipes that are trained on their own, each apart from the others."""
+        return [recipe for recipe in self.recipes if not Recipe(recipe).is_second_stage]
+
+    @property
+    def second_stage(self) -> list[str]:
+        """Recipes that are trained after those, over what they say."""
+        return [recipe for recipe in self.recipes if Recipe(recipe).is_second_stage]
+
+    @property
     def shop(self) -> Shop:
         """The shop file, read again."""
         return load_shop(self.shop_file, Settings().shops)

@@ -5,6 +5,7 @@ Champions are recipes, not artefacts: tonight's weights are made tonight.
 
 import json
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from recsys_tasks.contract import VIEWS
 from recsys_tasks.errors import ShopFileError
 from recsys_tasks.lake import Lake, fingerprint
-from recsys_tasks.models import Material, Model, model_class
+from recsys_tasks.models import SECOND_STAGE, Material, Model, model_class
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import Catalog, Interactions, Snapshot
 from recsys_tasks.split import Windows, truth
@@ -51,6 +52,11 @@ class Recipe:
         return self.text.partition(" ")[0]
 
     @property
+    def is_second_stage(self) -> bool:
+        """Whether it reads what other models of the night say."""
+        return self.model in SECOND_STAGE
+
+    @property
     def config(self) -> dict[str, Any]:
         """The values a person set."""
         return json.loads(self.text.partition(" ")[2] or "{}")
@@ -78,40 +84,80 @@ class Shelf:
         folder = self.lake.path(self.vectors)
         return np.load(folder / "unique.npy").astype(np.float32)[np.load(folder / "row.npy")]
 
-    def model_id(self, recipe: Recipe, end: int) -> str:
+    def model_id(self, recipe: Recipe, end: int, sources: Mapping[str, str] | None = None) -> str:
         """Return the lake entry of a recipe trained on all before ``end``; it may not be there yet."""
         inputs = {"recipe": recipe.text, "snapshot": self.snapshot, "vectors": self.vectors, "end": end}
+        if sources:
+            inputs["sources"] = dict(sources)
         return f"models/{recipe.model}-{fingerprint(inputs)}"
 
-    def load(self, model_id: str) -> Model:
-        """Return a trained model."""
-        name = self.lake.manifest(model_id)["model"]
-        return model_class(name).load(self.lake.path(model_id), self.catalog)
+    def model_ids(self, recipes: Iterable[str], end: int) -> dict[str, str]:
+        """Return the entry of each recipe; what reads other models depends on which of them are there now."""
+        sources = self.sources(recipes, end)
+        found = {}
+        for text in recipes:
+            recipe = Recipe(text)
+            found[text] = self.model_id(recipe, end, sources if recipe.is_second_stage else None)
+        return found
 
-    def fit(self, recipe: Recipe, windows: Windows) -> str:
-        """Train a recipe on the fit window, choosing on validation; return its id in the lake."""
-        model_id = self.model_id(recipe, windows.fit_end)
+    def sources(self, recipes: Iterable[str], end: int) -> dict[str, str]:
+        """Return name -> entry of the models of the first stage that are there; of two of a name the first recipe's."""
+        found: dict[str, str] = {}
+        for recipe in map(Recipe, recipes):
+            if not recipe.is_second_stage and recipe.model not in found:
+                entry = self.model_id(recipe, end)
+                if self.lake.has(entry):
+                    found[recipe.model] = entry
+        return dict(sorted(found.items()))
+
+    def load(self, model_id: str) -> Model:
+        """Return a trained model, with its sources where it has some."""
+        manifest = self.lake.manifest(model_id)
+        sources = self._loaded(manifest["sources"])
+        return model_class(manifest["model"]).load(self.lake.path(model_id), self.catalog, sources)
+
+    def fit(self, recipe: Recipe, windows: Windows, sources: Mapping[str, str] | None = None) -> str:
+        """Train a recipe on the fit window, choosing on validation; return its id in the lake.
+
+        ``sources`` are the entries of the models it reads, by name, trained on the same window.
+        """
+        sources = sources or {}
+        model_id = self.model_id(recipe, windows.fit_end, sources)
         if self.lake.has(model_id):
             log.info("%s: already trained on the same data, reused", model_id)
             return model_id
         validation = {view: truth(self.interactions, windows.fit_end, windows.validation_end, view) for view in VIEWS}
-        material = Material(self.interactions.before(windows.fit_end), self.catalog, self.text_vectors, validation)
+        known = self.interactions.before(windows.fit_end)
+        material = Material(known, self.catalog, self.text_vectors, validation, sources=self._loaded(sources))
         model = model_class(recipe.model)(model_class(recipe.model).Config(**recipe.config))
-        return self._save(model.fit(material), model_id, recipe, windows.fit_end)
+        return self._save(model.fit(material), model_id, recipe, windows.fit_end, sources)
 
     def refit(self, model_id: str, windows: Windows) -> str:
-        """Train a model again on everything before ``as_of``, with what validation chose; return the new id."""
-        recipe = Recipe(self.lake.manifest(model_id)["recipe"])
-        refitted = self.model_id(recipe, windows.as_of)
+        """Train a model (and its sources) again on everything before ``as_of``, with what validation chose.
+
+        Returns the new id.
+        """
+        manifest = self.lake.manifest(model_id)
+        recipe = Recipe(manifest["recipe"])
+        sources = {name: self.refit(entry, windows) for name, entry in manifest["sources"].items()}
+        refitted = self.model_id(recipe, windows.as_of, sources)
         if self.lake.has(refitted):
             log.info("%s: already refitted on the same data, reused", refitted)
             return refitted
-        model = model_class(recipe.model)(self.load(model_id).config)
-        material = Material(self.interactions, self.catalog, self.text_vectors)
-        return self._save(model.fit(material), refitted, recipe, windows.as_of)
+        material = Material(self.interactions, self.catalog, self.text_vectors, sources=self._loaded(sources))
+        return self._save(self.load(model_id).refit(material), refitted, recipe, windows.as_of, sources)
 
-    def _save(self, model: Model, model_id: str, recipe: Recipe, end: int) -> str:
-        manifest = {"model": model.name, "recipe": recipe.text, "snapshot": self.snapshot, "end": end}
+    def _loaded(self, sources: Mapping[str, str]) -> dict[str, Model]:
+        return {name: self.load(entry) for name, entry in sources.items()}
+
+    def _save(self, model: Model, model_id: str, recipe: Recipe, end: int, sources: Mapping[str, str]) -> str:
+        manifest = {
+            "model": model.name,
+            "recipe": recipe.text,
+            "snapshot": self.snapshot,
+            "end": end,
+            "sources": dict(sources),
+        }
         with self.lake.create(model_id, manifest) as folder:
             model.save(folder, self.catalog)
         return model_id

@@ -71,7 +71,10 @@ def _user_lists(night: Night, shelf: Shelf, model: Model, users: np.ndarray, *, 
         evidence = np.full(len(items), -1, np.int32)
         times: dict[int, int] = {}
         if user >= 0:
-            evidence[:] = model.evidence(log_, int(user), items)
+            for name in dict.fromkeys(ranked.sources[n][: len(items)]):
+                of_source = np.flatnonzero(ranked.sources[n][: len(items)] == name)
+                witnesses = model.sources_.get(name, model)
+                evidence[of_source] = witnesses.evidence(log_, int(user), items[of_source])
             own = log_.bought[user]
             times = dict(zip(own.indices.tolist(), own.data.astype(int).tolist(), strict=True))
             events = log_.of_user(int(user))
@@ -79,12 +82,12 @@ def _user_lists(night: Night, shelf: Shelf, model: Model, users: np.ndarray, *, 
             last[log_.item_idx[events]] = log_.time[events]  # in the order of time: the last one stays
         ids.append(ANONYMOUS if user < 0 else log_.user_ids[user])
         names.append("anonymous" if user < 0 else str(tier[user]))
-        for item, filled, witness in zip(items.tolist(), ranked.filled[n].tolist(), evidence.tolist(), strict=False):
-            sources.append("popular" if filled else model.name)
+        for item, source, witness in zip(items.tolist(), ranked.sources[n].tolist(), evidence.tolist(), strict=False):
+            sources.append(source)
             if item in times:
                 said.append(done_before(shop.target, times[item], int(last[item])))
                 because.append(catalog.item_ids[item])
-            elif filled or model.name == "popular":
+            elif source == "popular":
                 said.append(popular_in(catalog.departments[item]))
                 because.append(None)
             elif witness == item:
@@ -131,7 +134,7 @@ def _similar(night: Night, shelf: Shelf, items: np.ndarray, index: str) -> pa.Ta
         end = own + len(more)
         best[n, own:end], filled[n, own:end] = more, True
         scores[n, own:end] = (scores[n, own - 1] if own else 1) - np.arange(1, len(more) + 1) / 1024
-    ranked = Ranked(best, scores, filled)
+    ranked = Ranked(best, scores, filled, np.where(filled, "popular", source).astype(object))
     listed, flat = best >= 0, np.flatnonzero((best >= 0).ravel())
     query = np.repeat(items, k)[flat]
     departments = [popular_in(catalog.departments[item]) for item in range(catalog.n_items)]
@@ -139,7 +142,7 @@ def _similar(night: Night, shelf: Shelf, items: np.ndarray, index: str) -> pa.Ta
     is_filled = filled[listed]
     said = np.where(is_filled, np.array(departments, object)[best[listed]], np.array(likeness_said, object)[query])
     because: np.ndarray = np.where(is_filled, np.array(None), catalog.item_ids[query])
-    sources = np.where(is_filled, "popular", source).tolist()
+    sources = ranked.sources[listed].tolist()
     return _table(catalog.item_ids[items], ["anonymous"] * len(items), catalog.item_ids, ranked, sources, said, because)
 
 

@@ -379,7 +379,7 @@ DEFAULT_WEIGHTS: dict[EventType, float] = {
 
 
 def _default_models() -> dict[str, dict[str, Any]]:
-    return {name: {} for name in ("popular", "repeat", "item_knn", "ease", "two_tower")}
+    return {name: {} for name in ("popular", "repeat", "item_knn", "ease", "two_tower", "ranker")}
 
 
 class Shop(_Strict):

@@ -50,6 +50,8 @@ class Truth:
     """(n, n_items) 1 where the user did the target event with the item in the window"""
     view: str
     """``all``, or ``discovery``: only items the user never bought before the window."""
+    end: int
+    """Where the window ended; microseconds since 1970. It began at ``past.as_of``."""
 
     @property
     def exclude_seen(self) -> bool:
@@ -82,7 +84,7 @@ def truth(interactions: Interactions, start: int, end: int, view: str, *, return
             f"no returning customer did the target event between {_day(start)} and {_day(end)}, so nothing can be "
             "evaluated. Check as_of against the newest events, the target in the shop file, or give longer windows"
         )
-    return Truth(past, users, wanted[users], view)
+    return Truth(past, users, wanted[users], view, end)
 
 
 def _day(instant: int) -> str:

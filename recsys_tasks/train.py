@@ -1,6 +1,7 @@
-"""Step 3, train: one recipe on the fit window, its free hyper-parameters chosen on validation.
+"""Step 3, train: one recipe on the fit window, its free hyper-parameters chosen on validation; then what ranks them.
 
-Reads the snapshot and the text vectors. Writes ``models/<model>-<key>/`` and an MLflow run with a registered version.
+Reads the snapshot and the text vectors, and for the second stage the models of the first. Writes
+``models/<model>-<key>/`` and an MLflow run with a registered version.
 """
 
 import logging
@@ -16,7 +17,14 @@ def train(night: Night, recipe: str, snapshot: str, vectors: str) -> str:
     """Train a recipe and return the model's id; the same inputs give the id of the model trained before."""
     started = time.monotonic()
     shelf = Shelf.open(night.lake, night.shop, snapshot, vectors)
-    model_id = shelf.fit(Recipe(recipe), night.windows)
+    wanted = Recipe(recipe)
+    sources = shelf.sources(night.recipes, night.windows.fit_end) if wanted.is_second_stage else {}
+    model_id = shelf.fit(wanted, night.windows, sources)
     log.info("%s: %s in %.0f s", recipe, model_id, time.monotonic() - started)
-    night.tracking.log_training(night.name, Recipe(recipe), model_id, snapshot, night.lake.path(model_id))
+    night.tracking.log_training(night.name, wanted, model_id, snapshot, night.lake.path(model_id))
     return model_id
+
+
+def rank(night: Night, snapshot: str, vectors: str) -> list[str]:
+    """Train the second stage over all models of the first that were trained; return the ids."""
+    return [train(night, recipe, snapshot, vectors) for recipe in night.second_stage]

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from recsys_tasks.models.base import Material, Model, Ranked
 
-__all__ = ["BASELINES", "MODELS", "Material", "Model", "Ranked", "model_class"]
+__all__ = ["BASELINES", "MODELS", "SECOND_STAGE", "Material", "Model", "Ranked", "model_class"]
 
 MODELS = {
     "popular": "recsys_tasks.models.popular:Popular",
@@ -15,9 +15,12 @@ MODELS = {
     "vaecf": "recsys_tasks.models.vaecf:VAECF",
     "content": "recsys_tasks.models.content:Content",
     "sasrec": "recsys_tasks.models.sasrec:SASRec",
+    "ranker": "recsys_tasks.models.ranker:Ranker",
 }
 BASELINES = ("popular", "repeat", "item_knn", "ease")
 """Trained every night: no number is shown without them beside it."""
+SECOND_STAGE = ("ranker",)
+"""Trained after all others, which are their sources."""
 
 
 def model_class(name: str) -> type[Model]:

@@ -6,7 +6,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -46,6 +46,8 @@ class Material:
     """By view; None when the model is refitted through ``as_of`` with everything already chosen."""
     start: "Model | None" = None
     """An earlier model, of any catalogue, whose weights training may begin with; most models make no use of it."""
+    sources: Mapping[str, "Model"] = field(default_factory=dict)
+    """By name, models of the first stage trained on the same interactions; for models of the second stage."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Ranked:
     """float32"""
     filled: np.ndarray
     """bool: put there by popularity, because the model had nothing more to say"""
+    sources: np.ndarray
+    """object: name of the model that put it there; the model itself, of a second stage one of its sources"""
 
 
 class Model(ABC):
@@ -69,6 +73,8 @@ class Model(ABC):
     """The view whose ndcg@10 on validation chooses its hyper-parameters."""
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Values tried on validation."""
+    counts: ClassVar[bool] = False
+    """Whether fitting is mere counting, cheap enough for the ranker to do it again as of earlier dates."""
 
     def __init__(self, config: Any = None, seed: int = 0) -> None:
         self.config: Any = config or self.Config()
@@ -76,6 +82,8 @@ class Model(ABC):
         self.is_fitted = False
         self.curve: list[dict[str, float]] = []
         """What validation said, in the order it was asked; one dict an epoch or a tried configuration."""
+        self.sources_: Mapping[str, Model] = {}
+        """Models of the first stage, by name, that a model of the second stage reads."""
 
     def fit(self, material: Material) -> Self:
         """Learn from the material; a second call forgets the first.
@@ -103,6 +111,10 @@ class Model(ABC):
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise TrainingError(f"{self.name}: {name} holds values that are not finite; lower the learning rate")
         return self
+
+    def refit(self, material: Material) -> Self:
+        """Return a new model that learned from ``material`` (without validation) what this one chose on validation."""
+        return type(self)(self.config, self.seed).fit(material)
 
     def _tries(self) -> list[Any]:
         """Return the configurations of the grid, less what the given one pins; the given one itself is left out."""
@@ -181,16 +193,19 @@ class Model(ABC):
         items = np.full((len(users), k), -1, np.int32)
         scores = np.zeros((len(users), k), np.float32)
         filled = np.zeros((len(users), k), bool)
+        sources = np.full((len(users), k), self.name, object)
         popularity = histories.popularity(FILL_HALF_LIFE_DAYS)
         by_popularity = np.lexsort((np.arange(len(popularity)), -popularity))
         by_popularity = by_popularity[candidates[by_popularity]]
-        scorer = self._scorer(histories)
+        scorer = self._sourced_scorer(histories, candidates, exclude_seen)
+        names = np.array(list(self.sources_), object)
         for start in range(0, len(users), 256):
             batch = users[start : start + 256]
             dense = np.full((len(batch), len(candidates)), -np.inf, np.float32)
             known = batch >= 0
+            origin = np.zeros(dense.shape if self.sources_ else (len(batch), 0), np.int8)
             if known.any():
-                dense[known] = scorer(batch[known])
+                dense[known], origin[known] = scorer(batch[known])
             dense[:, ~candidates] = -np.inf
             seen = [_row(histories.bought, user) if exclude_seen and user >= 0 else np.empty(0, int) for user in batch]
             for score, bought in zip(dense, seen, strict=True):
@@ -199,13 +214,15 @@ class Model(ABC):
             for n in range(len(batch)):
                 row, own = start + n, int((top[n] >= 0).sum())
                 items[row, :own], scores[row, :own] = top[n, :own], value[n, :own]
+                if self.sources_:
+                    sources[row, :own] = names[origin[n, top[n, :own]]]
                 if own < k:
                     more = fill(by_popularity, np.concatenate([top[n, :own], seen[n]]), k - own)
                     end = own + len(more)
-                    items[row, own:end], filled[row, own:end] = more, True
+                    items[row, own:end], filled[row, own:end], sources[row, own:end] = more, True, "popular"
                     floor = scores[row, own - 1] if own else np.float32(1)
                     scores[row, own:end] = floor - np.arange(1, len(more) + 1, dtype=np.float32) / 1024
-        return Ranked(items, scores, filled)
+        return Ranked(items, scores, filled, sources)
 
     def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
         """Return (n,) item_idx of the history item that speaks most for each of ``items``; -1 for none."""
@@ -231,14 +248,15 @@ class Model(ABC):
             "seed": self.seed,
             "arrays": sorted(state),
             "items": digest(catalog.item_ids),
+            "sources": list(self.sources_),
             "curve": self.curve,
             "report": self.report(),
         }
         (folder / "config.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, catalog: Catalog | None = None) -> Self:
-        """Read what ``save`` wrote; nothing is unpickled.
+    def load(cls, folder: Path, catalog: Catalog | None = None, sources: Mapping[str, "Model"] | None = None) -> Self:
+        """Read what ``save`` wrote; nothing is unpickled. ``sources`` are for a model of the second stage.
 
         Without ``catalog`` a model of any catalogue is read, to start another's training from (``Material.start``);
         it cannot recommend from this one.
@@ -246,17 +264,19 @@ class Model(ABC):
         Raises
         ------
         TrainingError
-            The folder is of another model, another format, or was trained on another catalogue.
+            The folder is of another model, another format, or was trained on another catalogue or other sources.
 
         """
         described = json.loads((folder / "config.json").read_text())
-        expected: dict[str, Any] = {"format": FORMAT, "model": cls.name}
+        sources = sources or {}
+        expected: dict[str, Any] = {"format": FORMAT, "model": cls.name, "sources": list(sources)}
         if catalog is not None:
             expected["items"] = digest(catalog.item_ids)
         for key, value in expected.items():
             if described[key] != value:
                 raise TrainingError(f"{folder}: {key} is {described[key]!r}, expected {value!r}; train the model again")
         model = cls(cls.Config(**described["config"]), described["seed"])
+        model.sources_ = sources
         model._restore({name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in described["arrays"]})
         model.curve = described["curve"]
         model.is_fitted = True
@@ -269,6 +289,16 @@ class Model(ABC):
     @abstractmethod
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
         """Return a function from (n,) user_idx to (n, n_items) float32 scores, -inf where the model has no opinion."""
+
+    def _sourced_scorer(
+        self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool
+    ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Return a function from (n,) user_idx to the scores as ``_scorer`` has them, and where they come from.
+
+        Origins are (n, n_items) int8, the place of the source in ``sources_``; (n, 0) of a model without sources.
+        """
+        scorer = self._scorer(histories)
+        return lambda users: (scorer(users), np.empty((len(users), 0), np.int8))
 
     @abstractmethod
     def _state(self) -> dict[str, np.ndarray]:

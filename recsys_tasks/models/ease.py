@@ -29,6 +29,7 @@ class EASE(Model):
 
     name = "ease"
     Config = EASEConfig
+    counts = True
     grid: ClassVar = {"half_life_days": (30.0, 60.0, 120.0), "regularization": (100.0, 300.0)}
 
     def _fit(self, material: Material) -> None:

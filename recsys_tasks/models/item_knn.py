@@ -31,6 +31,7 @@ class ItemKNN(Model):
 
     name = "item_knn"
     Config = ItemKNNConfig
+    counts = True
     grid: ClassVar = {"half_life_days": (30.0, 60.0, 120.0)}
 
     def _fit(self, material: Material) -> None:

@@ -21,6 +21,7 @@ class Popular(Model):
 
     name = "popular"
     Config = PopularConfig
+    counts = True
     view = "all"
     grid: ClassVar = {"half_life_days": (7.0, 14.0, 30.0, 90.0)}
 

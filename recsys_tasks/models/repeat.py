@@ -21,6 +21,7 @@ class Repeat(Model):
 
     name = "repeat"
     Config = RepeatConfig
+    counts = True
     view = "all"
     grid: ClassVar = {"half_life_days": (30.0, 90.0, 360.0)}
 

@@ -13,7 +13,19 @@ from tests.tiny_shop import AS_OF
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ["ingest", "embed", "train", "evaluate", "promote", "publish_index", "recommend", "check", "publish", "report"]
-HEAVY = ["tensorflow", "torch", "mlflow", "scann", "pandas", "numpy", "transformers", "pyarrow", "duckdb", "ibis"]
+HEAVY = [
+    "tensorflow",
+    "torch",
+    "mlflow",
+    "scann",
+    "pandas",
+    "numpy",
+    "transformers",
+    "pyarrow",
+    "duckdb",
+    "ibis",
+    "lightgbm",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +65,7 @@ print(*(name for name in {HEAVY} if name in sys.modules))
 
 
 def test_the_tasks_are_tonight_what_is_mapped_over_and_the_ten_steps(nightly):
-    assert set(nightly.task_ids) == {"tonight", "recipes", "shards", *STEPS}, (
+    assert set(nightly.task_ids) == {"tonight", "recipes", "rank", "shards", *STEPS}, (
         "a task came or went: tell doc_md and docs"
     )
 
@@ -62,6 +74,13 @@ def test_the_ten_steps_run_in_their_order(nightly):
     for before, after in pairwise(STEPS):
         upstream = nightly.get_task(after).get_flat_relative_ids(upstream=True)
         assert before in upstream, f"{after} must come after {before}: pass it what {before} returns"
+
+
+def test_the_second_stage_is_trained_between_its_sources_and_evaluate(nightly):
+    rank = nightly.get_task("rank")
+    assert "train" in rank.upstream_task_ids, "the ranker reads what every model of the first stage says"
+    assert "evaluate" in rank.downstream_task_ids, "the ranker stands on tonight's leaderboard"
+    assert rank.trigger_rule == "all_done", "a source that failed to train must only drop out"
 
 
 def test_tonight_comes_before_everything(nightly):

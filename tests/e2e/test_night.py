@@ -16,6 +16,7 @@ import pytest
 from include.nightly import run_once
 from recsys_tasks.contract import ANONYMOUS, PLACEMENTS, RECOMMENDATIONS
 from recsys_tasks.lake import CURRENT, Lake
+from recsys_tasks.models import BASELINES
 from recsys_tasks.night import Night, plan
 from recsys_tasks.online_store import open_store
 from recsys_tasks.settings import Settings
@@ -25,15 +26,17 @@ from recsys_tasks.versions import current, read_lists, versions
 from tests.conftest import ROOT
 from tests.tiny_shop import AS_OF, write_tiny_shop
 
+MODELS = ["two_tower", "ranker"]
+
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory, airflow_db, dagbag):
-    """A finished night of all five models, run by the DAG; the folder is its home."""
+    """A finished night of six models, run by the DAG; the folder is its home."""
     folder = tmp_path_factory.mktemp("night")
     shop = write_tiny_shop(folder / "shop")
     os.environ["NIGHTCART_HOME"] = str(folder / "home")
     try:
-        run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": AS_OF, "models": ["two_tower"]})
+        run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": AS_OF, "models": MODELS})
         yield run, shop, Lake(folder / "home" / "lake")
     finally:
         del os.environ["NIGHTCART_HOME"]
@@ -109,22 +112,22 @@ def test_mlflow_holds_a_run_and_a_version_a_model_and_two_champions(night):
     tracking = Tracking(Settings(), "tiny")
     client = mlflow.MlflowClient(tracking.uri, tracking.uri)
     runs = client.search_runs([client.get_experiment_by_name("nightcart-tiny").experiment_id])
-    assert sorted(run.data.tags["recipe"] for run in runs) == ["ease", "item_knn", "popular", "repeat", "two_tower"]
+    assert sorted(run.data.tags["recipe"] for run in runs) == sorted([*BASELINES, *MODELS])
     assert all(run.info.status == "FINISHED" for run in runs)
     assert all({"all/ndcg_at_10", "discovery/ndcg_at_10"} <= set(run.data.metrics) for run in runs)
     assert all(run.data.tags["snapshot"].startswith("snapshots/") for run in runs)
     assert [f.path for f in client.list_artifacts(runs[0].info.run_id)] == ["leaderboard.png", "model"]
     registered = client.get_registered_model("nightcart-tiny")
     assert sorted(registered.aliases) == ["champion-discover", "champion-home"]
-    assert len(client.search_model_versions("name = 'nightcart-tiny'")) == 5
-    assert tracking.champions()["home"].text == "repeat"
+    assert len(client.search_model_versions("name = 'nightcart-tiny'")) == 6
+    assert tracking.champions()["home"].text == "ranker"
 
 
 def test_the_same_night_again_reuses_everything(night, dagbag, caplog):
     _, shop, lake = night
     before = {path: path.stat().st_mtime_ns for path in lake.root.rglob("*.parquet")}
     version = current(lake)["version"]
-    run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": AS_OF, "models": ["two_tower"]})
+    run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": AS_OF, "models": MODELS})
     assert run.state == "success"
     assert {path: path.stat().st_mtime_ns for path in lake.root.rglob("*.parquet")} == before
     assert current(lake)["version"] == version
@@ -150,11 +153,15 @@ def test_a_failed_model_is_left_out_and_the_night_goes_on(night, dagbag, monkeyp
         raise MemoryError("no room for the neighbours")
 
     monkeypatch.setattr(ItemKNN, "_fit", broken)
-    run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": "2011-04-11T00:00:00Z"})
+    conf = {"shop": str(shop), "as_of": "2011-04-11T00:00:00Z", "models": ["ranker"], "force_promote": "ranker"}
+    run = run_once(dagbag.dags["nightly"], {**conf, "publish": False})
     states = {(task.task_id, task.map_index): task.state for task in run.get_task_instances()}
     assert run.state == "success"
     assert "failed" in {state for (task, _), state in states.items() if task == "train"}
-    assert report_of(run, lake)["failed"] == ["item_knn"]
+    report = report_of(run, lake)
+    assert report["failed"] == ["item_knn"]
+    served = lake.manifest(report["champions"]["home"]["model"])
+    assert (served["model"], sorted(served["sources"])) == ("ranker", ["ease", "popular", "repeat"])
 
 
 def test_a_night_that_fails_leaves_the_last_version_current(night, dagbag, tmp_path):
@@ -236,7 +243,7 @@ def test_the_same_inputs_give_the_same_bytes_in_two_homes(tmp_path):
         command = [str(Path(sys.executable).with_name("nightcart")), "--home", str(home), "run", "--shop", str(shop)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTCART_")}
         subprocess.run(
-            [*command, "--as-of", AS_OF, "--models", "two_tower"],
+            [*command, "--as-of", AS_OF, "--models", ",".join(MODELS)],
             check=True,
             capture_output=True,
             cwd=ROOT,
