@@ -37,7 +37,7 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
     """
     lake, shop, windows = night.lake, night.shop, night.windows
     shelf = Shelf.open(lake, shop, snapshot, vectors)
-    ids = shelf.model_ids(night.recipes, windows.fit_end)
+    ids = shelf.model_ids(night.recipes, windows.fit_end, night.starts)
     models = {recipe: model_id for recipe, model_id in ids.items() if lake.has(model_id)}
     failed = sorted(set(ids) - set(models))
     if not models:

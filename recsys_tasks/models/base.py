@@ -73,6 +73,8 @@ class Model(ABC):
     """The view whose ndcg@10 on validation chooses its hyper-parameters."""
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Values tried on validation."""
+    warm_starts: ClassVar[bool] = False
+    """Whether training makes use of ``Material.start``."""
     counts: ClassVar[bool] = False
     """Whether fitting is mere counting, cheap enough for the ranker to do it again as of earlier dates."""
 

@@ -80,6 +80,7 @@ class SASRec(Model):
 
     name = "sasrec"
     Config = SASRecConfig
+    warm_starts = True
 
     def _fit(self, material: Material) -> None:
         config, rng = self.config, np.random.default_rng(self.seed)
