@@ -100,7 +100,7 @@ def plan(
     run_key
         When the run is for: the scheduler's logical date.
     models
-        Models to train beside the baselines and the champions; None for the shop file's.
+        Models to train beside the baselines and the champions, each with its challenger; None for the shop file's.
     k, publish, force_promote
         See ``Night``.
 
@@ -125,8 +125,10 @@ def plan(
         wanted.append(force_promote)
     names = list(dict.fromkeys([*BASELINES, *wanted]))
     recipes = [Recipe.of(name, description.models.get(name, {})) for name in names]
-    champions = Tracking(settings, description.name).champions()
-    recipes += [champion for champion in champions.values() if champion not in recipes and champion.model in MODELS]
+    tracking = Tracking(settings, description.name)
+    recipes += [champion for champion in tracking.champions().values() if champion.model in MODELS]
+    recipes += [challenger for model, challenger in tracking.challengers().items() if model in names]
+    recipes = list(dict.fromkeys(recipes))
     begun: dict[str, str] = {}
     if publish and description.training.begins_with_weights(instant):  # else a backfill would depend on its order
         begun = starts(Lake(settings.lake), recipes, split_by_time(instant, description.windows))
@@ -134,7 +136,7 @@ def plan(
         shop_file=str(description.file),
         as_of=instant.isoformat(),
         k=k or description.k,
-        recipes=[recipe.text for recipe in dict.fromkeys(recipes)],
+        recipes=[recipe.text for recipe in recipes],
         publish=publish,
         force_promote=force_promote,
         shards=list(range(description.shards)),

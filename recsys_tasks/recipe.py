@@ -52,6 +52,11 @@ class Recipe:
         return self.text.partition(" ")[0]
 
     @property
+    def label(self) -> str:
+        """The text for tables and plots, cut where it is long."""
+        return self.text if len(self.text) <= 40 else f"{self.text[:39]}…"
+
+    @property
     def is_second_stage(self) -> bool:
         """Whether it reads what other models of the night say."""
         return self.model in SECOND_STAGE

@@ -12,12 +12,12 @@ and the softmax a temperature.
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Material, Model, best_evidence
+from recsys_tasks.models.base import Between, Material, Model, best_evidence
 from recsys_tasks.snapshot import Catalog, Interactions
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,13 @@ class TwoTower(Model):
 
     name = "two_tower"
     Config = TwoTowerConfig
+    space: ClassVar = {
+        "dim": (32, 64, 128),
+        "learning_rate": Between(0.001, 0.3, log=True),
+        "temperature": Between(0.05, 0.5, log=True),
+        "half_life_days": Between(15.0, 365.0, log=True),
+        "ranking_weight": Between(0.01, 1.0, log=True),
+    }
 
     def _fit(self, material: Material) -> None:
         import tensorflow as tf
