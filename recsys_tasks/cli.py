@@ -428,7 +428,7 @@ def _print_leaderboard(content: dict[str, Any]) -> None:
             "coverage@10",
             "novelty@10",
         ):
-            table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+            table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column != "model")
         for row in rows:
             m, b, (low, high) = row["metrics"], row["beyond_accuracy"], row["interval"]["ndcg@10"]
             numbers = (m["recall@10"], m["recall@50"], m["hit_rate@10"], m["mrr@10"], b["catalog_coverage@10"])

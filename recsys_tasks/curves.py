@@ -14,14 +14,15 @@ def plot_curve(curve: Sequence[Mapping[str, Any]], title: str, path: Path) -> No
     tries = [point for point in curve if "epoch" not in point]
     with _figure(path, title, panels=2 if epochs else 1, height=3.2 if epochs else 1.6 + 0.25 * len(tries)) as panels:
         if epochs:
-            for axes, name, best in zip(panels, ("loss", "ndcg@10"), (None, max), strict=True):
+            for axes, name in zip(panels, ("loss", "ndcg@10"), strict=True):
                 of = [(point["epoch"], point[name]) for point in epochs if name in point]
                 axes.plot(*zip(*of, strict=True), color=BLUE, marker=".", lw=1) if of else axes.set_axis_off()
-                axes.set(xlabel="epoch", title="loss" if name == "loss" else "ndcg@10 on validation")
-                if best and of:
-                    epoch, value = best(of, key=lambda pair: pair[1])
+                axes.set(xlabel="epoch", title=name)
+                axes.xaxis.get_major_locator().set_params(integer=True)
+                if name == "ndcg@10" and of:
+                    epoch, value = max(of, key=lambda pair: pair[1])
                     axes.axvline(epoch, color=GREY, lw=1, ls="--")
-                    axes.annotate(f"{value:.4f}", (epoch, value), xytext=(4, -10), textcoords="offset points")
+                    axes.set(title=f"ndcg@10 on validation, best {value:.4f} in epoch {epoch}")
         else:
             names = [", ".join(f"{k} {v}" for k, v in point.items() if k != "ndcg@10") for point in tries]
             panels[0].plot([point["ndcg@10"] for point in tries], range(len(tries)), "o", color=BLUE)
@@ -44,7 +45,7 @@ def plot_search(trials: Iterable[Mapping[str, Any]], given: float, title: str, p
             axes.plot(*zip(*done, strict=True), ".", color=GREY, ms=8, label="trials")
             axes.step([when for when, _ in done], best, where="post", color=BLUE, label=f"best, {best[-1]:.4f}")
         axes.set(xlabel="minutes", ylabel="ndcg@10 on validation")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
                         part = {metric: value[members] for metric, value in values.items()}
                         against = {metric: value[members] for metric, value in of_popular.items()}
                         row = _row(recipe, view, name, part, against)
-                        whole = {"beyond_accuracy": beyond, "report": loaded[recipe].reported}
+                        whole = {"beyond_accuracy": beyond, "report": loaded[recipe].report()}
                         rows.append(row | (whole if name == EVERYONE else {}))
                 if len(new.users):
                     strangers = np.broadcast_to(

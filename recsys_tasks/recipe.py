@@ -18,7 +18,7 @@ from recsys_tasks.lake import Lake, code_fingerprint, fingerprint
 from recsys_tasks.models import SECOND_STAGE, Material, Model, model_class
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import Catalog, Interactions, Snapshot
-from recsys_tasks.split import Windows, truth
+from recsys_tasks.split import Truth, Windows, truth
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,11 @@ class Shelf:
         folder = self.lake.path(self.vectors)
         return np.load(folder / "unique.npy").astype(np.float32)[np.load(folder / "row.npy")]
 
+    @property
+    def attributes(self) -> dict[str, np.ndarray]:
+        """Name -> (n_users,) text; see ``Snapshot.attributes``."""
+        return Snapshot(self.lake, self.snapshot).attributes(self.interactions.user_ids)
+
     def model_id(
         self, recipe: Recipe, end: int, sources: Mapping[str, str] | None = None, start: str | None = None
     ) -> str:
@@ -146,7 +151,7 @@ class Shelf:
     def lesson(self, windows: Windows) -> Material:
         """Return the fit window, and validation to choose on."""
         validation = {view: truth(self.interactions, windows.fit_end, windows.validation_end, view) for view in VIEWS}
-        return Material(self.interactions.before(windows.fit_end), self.catalog, self.text_vectors, validation)
+        return self._material(self.interactions.before(windows.fit_end), validation=validation)
 
     def refit(self, model_id: str, windows: Windows) -> str:
         """Train a model (and its sources) again on everything before ``as_of``, with what validation chose.
@@ -161,15 +166,26 @@ class Shelf:
         if self.lake.has(refitted):
             log.info("%s: already refitted on the same data, reused", refitted)
             return refitted
-        material = Material(
-            self.interactions,
-            self.catalog,
-            self.text_vectors,
-            sources=self._loaded(sources),
-            start=self._begun(start),
-        )
+        material = self._material(self.interactions, sources, start)
         described = {"end": windows.as_of, "validation_end": None, "start": start}
         return self._save(self.load(model_id).refit(material), refitted, recipe, sources, described)
+
+    def _material(
+        self,
+        known: Interactions,
+        sources: Mapping[str, str] | None = None,
+        start: str | None = None,
+        validation: Mapping[str, Truth] | None = None,
+    ) -> Material:
+        return Material(
+            known,
+            self.catalog,
+            self.text_vectors,
+            validation,
+            attributes=self.attributes,
+            sources=self._loaded(sources or {}),
+            start=self._begun(start),
+        )
 
     def _loaded(self, sources: Mapping[str, str]) -> dict[str, Model]:
         return {name: self.load(entry) for name, entry in sources.items()}

@@ -235,6 +235,16 @@ class Snapshot:
             known_since=pc.fill_null(pc.cast(table["updated_at"], pa.int64()), 0).to_numpy(),
         )
 
+    def attributes(self, user_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what the shop knows of these customers: name -> (n_users,) text, empty where it does not know."""
+        path = self.lake.path(self.id) / "users.parquet"
+        if not path.exists():
+            return {}
+        users = pq.read_table(path)
+        place = pc.index_in(pa.array(user_ids, pa.string()), users[USER_ID].combine_chunks())
+        known = users.drop_columns(USER_ID).take(place)
+        return {name: pc.fill_null(known[name], "").to_numpy().astype(str) for name in known.column_names}
+
     def interactions(self, shop: Shop) -> Interactions:
         """Return the events before ``as_of`` of items of the catalogue that say something of a taste (weight > 0)."""
         found = open_history(self.lake, self.manifest["days"])

@@ -33,6 +33,8 @@ def shelf(lake, days):
         for day, item in enumerate(rng.permutation(SIZE // 2))
         if day < days
     ]
+    with lake.create(f"snapshots/{days}", {}):
+        pass
     with lake.create("vectors/one", {}) as folder:
         np.save(folder / "unique.npy", np.zeros((1, 4), np.float16))
         np.save(folder / "row.npy", np.zeros(SIZE, np.int64))

@@ -55,6 +55,8 @@ class Material:
     """(n_items, d) float32 of unit length; zero where an item has no text."""
     validation: Mapping[str, Truth] | None = None
     """By view; None when the model is refitted through ``as_of`` with everything already chosen."""
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the shop knows of its customers: name -> (n_users,) text, empty where it does not know."""
     start: "Model | None" = None
     """An earlier model, of any catalogue, whose weights training may begin with; most models make no use of it."""
     watch: Callable[[float], None] | None = None
@@ -100,7 +102,7 @@ class Model(ABC):
         self.curve: list[dict[str, float]] = []
         """What validation said, in the order it was asked; one dict an epoch or a tried configuration."""
         self.reported: dict[str, float] = {}
-        """Of a loaded model, what it had to ``report`` when it was saved."""
+        """What ``report`` tells."""
         self.sources_: Mapping[str, Model] = {}
         """Models of the first stage, by name, that a model of the second stage reads."""
 
@@ -250,8 +252,8 @@ class Model(ABC):
         return None
 
     def report(self) -> dict[str, float]:
-        """Return numbers of the training worth keeping beside the metrics."""
-        return {}
+        """Return numbers of the training worth keeping beside the metrics, also after loading."""
+        return self.reported
 
     def save(self, folder: Path, catalog: Catalog) -> None:
         """Write ``config.json`` and one ``.npy`` file an array into the folder."""

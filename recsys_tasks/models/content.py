@@ -36,6 +36,7 @@ class Content(Model):
 
     name = "content"
     Config = ContentConfig
+    counts = True
     grid: ClassVar = {"half_life_days": (15.0, 60.0, 240.0), "whiten": (0, 64, 256)}
     space: ClassVar = {"half_life_days": Between(5.0, 500.0, log=True), "whiten": (0, 32, 64, 128, 256)}
 

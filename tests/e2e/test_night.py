@@ -116,7 +116,10 @@ def test_mlflow_holds_a_run_and_a_version_a_model_and_two_champions(night):
     assert all(run.info.status == "FINISHED" for run in runs)
     assert all({"all/ndcg_at_10", "discovery/ndcg_at_10"} <= set(run.data.metrics) for run in runs)
     assert all(run.data.tags["snapshot"].startswith("snapshots/") for run in runs)
-    assert [f.path for f in client.list_artifacts(runs[0].info.run_id)] == ["leaderboard.png", "model"]
+    artifacts = {
+        run.data.tags["recipe"]: [file.path for file in client.list_artifacts(run.info.run_id)] for run in runs
+    }
+    assert artifacts["two_tower"] == artifacts["ease"] == ["curve.png", "leaderboard.png", "model"]
     registered = client.get_registered_model("nightcart-tiny")
     assert sorted(registered.aliases) == ["champion-discover", "champion-home"]
     assert len(client.search_model_versions("name = 'nightcart-tiny'")) == 6

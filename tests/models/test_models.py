@@ -20,7 +20,7 @@ from tests.models.worlds import SIZE, catalog, checkerboard, material, telling
 
 ALL = list(MODELS)
 QUICK = {
-    "two_tower": {"batch_size": 64, "epochs": 25, "dim": 16},
+    "two_tower": {"batch_size": 64, "epochs": 15, "dim": 16, "negatives": 8, "learning_rate": 0.01},
     "vaecf": {"batch_size": 10, "epochs": 20, "k": 8, "autoencoder_structure": (16,), "learning_rate": 0.01},
     "sasrec": {"epochs": 20, "dim": 16, "max_length": 16, "learning_rate": 0.01, "dropout": 0.2, "temperature": 0.2},
 }
@@ -70,7 +70,8 @@ def test_these_are_the_models():
 @pytest.mark.parametrize("name", [*COLLABORATIVE, "content"])
 def test_the_withheld_item_of_the_pattern_comes_first(name):
     log = checkerboard()
-    fitted = model(name).fit(material(log, text_vectors=telling(SIZE))) if name == "content" else learned(name, log)
+    told = name == "content"
+    fitted = model(name).fit(material(log, text_vectors=telling(SIZE))) if told else learned(name, log)
     ranked = lists(fitted, log, 1, exclude_seen=True)
     assert (ranked.items[:, 0] == np.arange(SIZE)).mean() >= 0.95
     assert not ranked.filled.any()
