@@ -164,7 +164,10 @@ def test_a_failed_model_is_left_out_and_the_night_goes_on(night, dagbag, monkeyp
     report = report_of(run, lake)
     assert report["failed"] == ["item_knn"]
     served = lake.manifest(report["champions"]["home"]["model"])
-    assert (served["model"], sorted(served["sources"])) == ("ranker", ["ease", "popular", "repeat"])
+    assert served["model"] == "ranker"
+    assert {"ease", "popular", "repeat"} <= set(served["sources"]) <= {"ease", "popular", "repeat", "two_tower"}, (
+        "two_tower is there where it is champion"
+    )
 
 
 def test_a_night_that_fails_leaves_the_last_version_current(night, dagbag, tmp_path):
