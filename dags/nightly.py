@@ -22,36 +22,11 @@ lists published last stay current.
 
 from datetime import timedelta
 
-from airflow.sdk import (
-    CronTriggerTimetable,
-    ExceptionRetryPolicy,
-    Param,
-    RetryAction,
-    RetryRule,
-    TriggerRule,
-    dag,
-    get_current_context,
-    task,
-)
+from airflow.sdk import CronTriggerTimetable, Param, TriggerRule, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from include import alerts, assets, connections
-
-RETRIES = {
-    "retries": 2,
-    "retry_delay": timedelta(minutes=2),
-    "retry_policy": ExceptionRetryPolicy(
-        rules=[
-            RetryRule("recsys_tasks.errors.TemporarilyUnavailable", RetryAction.RETRY),
-            RetryRule(
-                "recsys_tasks.errors.NightcartError",
-                RetryAction.FAIL,
-                reason="the same inputs give the same error; its message says what to mend",
-            ),
-        ]
-    ),
-    "on_failure_callback": alerts.failed,
-}
+from include.retries import RETRIES
 
 PARAMS = {
     "shop": Param(

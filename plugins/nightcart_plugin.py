@@ -91,7 +91,7 @@ PAGE = """<!doctype html>
 <thead><tr><th>Model<th class="n">ndcg@10<th>interval
 <th class="n">recall@10<th class="n">recall@50<th class="n">coverage@10</tr></thead>
 <tbody>{% for row in view.rows %}
-<tr{% if row.champion_of %} class="champion"{% endif %}><td>{{ row.recipe }}
+<tr{% if row.champion_of %} class="champion"{% endif %}><td class="wrap">{{ row.recipe }}
 {%- if row.champion_of %}<span class="badge" title="{{ row.champion_of | join(", ") }}">champion</span>{% endif -%}
 <td class="n">{{ row.metrics["ndcg@10"] | score }}
 <td class="muted">{{ row.interval["ndcg@10"][0] | score }} to {{ row.interval["ndcg@10"][1] | score }}
@@ -99,6 +99,7 @@ PAGE = """<!doctype html>
 <td class="n">{{ row.beyond_accuracy["catalog_coverage@10"] | percent }}</tr>
 {% endfor %}</tbody></table></div>
 </div>{% endfor %}</div>
+{% for recipe, numbers in told.items() %}<p class="muted">{{ recipe }}: {{ numbers }}</p>{% endfor %}
 {% if has_plot %}
 <img src="leaderboard.png?{{ report.evaluation | urlencode }}" alt="ndcg@10 of every model, a panel a view">
 {% endif %}
@@ -184,6 +185,16 @@ def leaderboards(report: dict[str, Any]) -> list[dict[str, Any]]:
     return boards
 
 
+def told(report: dict[str, Any]) -> dict[str, str]:
+    """Return what models have to say of their own training; details, with a slash in their name, are in the report."""
+    found = {}
+    for row in report["leaderboard"]:
+        numbers = {name: value for name, value in row.get("report", {}).items() if "/" not in name}
+        if numbers:
+            found[row["recipe"]] = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+    return found
+
+
 def render() -> str:
     """Return the page."""
     from datetime import datetime
@@ -205,6 +216,7 @@ def render() -> str:
             "report": report,
             "warnings": warnings(report),
             "views": leaderboards(report),
+            "told": told(report),
             "has_plot": (lake.path(report["evaluation"]) / "leaderboard.png").is_file(),
         }
     return environment.from_string(PAGE).render(style=STYLE, script=SCRIPT, **shown)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, track
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
 from recsys_tasks import check as check_step
@@ -28,11 +28,13 @@ from recsys_tasks import publish as publish_step
 from recsys_tasks import recommend as recommend_step
 from recsys_tasks import report as report_step
 from recsys_tasks import train as train_step
+from recsys_tasks import tune as tune_step
 from recsys_tasks.contract import ANONYMOUS, EVERYONE, PLACEMENT_VIEW, PLACEMENTS, USER_ID
 from recsys_tasks.errors import NightcartError, NothingInLake
 from recsys_tasks.lake import Lake
 from recsys_tasks.night import Night, as_of_of, nights_between, plan
 from recsys_tasks.online_store import open_store
+from recsys_tasks.recipe import Recipe
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop, load_shop
 from recsys_tasks.snapshot import Snapshot
@@ -234,6 +236,56 @@ def backfill(
 
 
 @app.command()
+def tune(
+    shop: ShopOption = DEMO,
+    model: Annotated[list[str] | None, typer.Option(help="Again for each; default all of the shop's.")] = None,
+    minutes: Annotated[float, typer.Option(help="For each model, the shop's own recipe included.")] = 10,
+    as_of: AsOf = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search better hyper-parameters; what beats the shop's recipe enters the next nights as challenger."""
+    night = plan(shop, as_of, datetime.now(UTC), publish=False)
+    models = tune_step.tunable(night, model)
+    ids = run_night(night, "embed")
+    found = {}
+    for name in models:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(f"{name}, the shop's own recipe", total=60 * minutes)
+
+            def told(trial: dict[str, Any], bar: Progress = bar, task: Any = task, name: str = name) -> None:
+                bar.update(task, completed=trial["ended"], description=f"{name}, {trial['number'] + 1} trials")
+
+            entry = tune_step.tune(night, name, ids["ingest"], ids["embed"], minutes, told)
+        found[name] = json.loads((night.lake.path(entry) / "tuning.json").read_text())
+        if not as_json:
+            _print_tuning(found[name])
+    if as_json:
+        out.print_json(data=found)
+
+
+def _print_tuning(found: dict[str, Any]) -> None:
+    given, done = found["given"], [trial for trial in found["trials"] if trial["state"] == "complete"]
+    seconds = found["seconds"]
+    title = f"{found['model']}: {len(found['trials'])} trials, {len(done)} to their end, in {seconds:.0f} s"
+    table = Table("trial", "ndcg@10", "gain", "seconds", "configuration", title=title, title_justify="left")
+    table.add_row("", f"{given['ndcg@10']:.4f}", "", "", escape(f"the shop's: {given['recipe']}"))
+    for trial in sorted(done, key=lambda trial: -trial["ndcg@10"])[:10]:
+        numbers = (f"{trial['ndcg@10']:.4f}", f"{trial['gain']:+.4f}", f"{trial['seconds']:.1f}")
+        words = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in trial["params"].items()
+        )
+        table.add_row(str(trial["number"]), *numbers, escape(words), style="bold" if trial["beats"] else "")
+    out.print(table)
+    if found["challenger"]:
+        gain = f"{found['gain']:+.4f} ndcg@10 on validation"
+        out.print(f"enters as challenger, {gain}: [bold]{escape(found['challenger'])}[/bold]")
+    else:
+        out.print("nothing enters: no trial beats the shop's recipe by more than one standard error")
+
+
+@app.command()
 def report(
     entry: Annotated[str | None, typer.Argument(help="An id, reports/...; default the night published last.")] = None,
     as_json: AsJson = False,
@@ -376,11 +428,12 @@ def _print_leaderboard(content: dict[str, Any]) -> None:
             "coverage@10",
             "novelty@10",
         ):
-            table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+            table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column != "model")
         for row in rows:
             m, b, (low, high) = row["metrics"], row["beyond_accuracy"], row["interval"]["ndcg@10"]
             numbers = (m["recall@10"], m["recall@50"], m["hit_rate@10"], m["mrr@10"], b["catalog_coverage@10"])
-            name = f"[bold]{row['recipe']} ★[/bold]" if row["recipe"] == champion else row["recipe"]
+            name = escape(Recipe(row["recipe"]).label)
+            name = f"[bold]{name} ★[/bold]" if row["recipe"] == champion else name
             table.add_row(
                 name,
                 f"{m['ndcg@10']:.4f}",
@@ -389,8 +442,12 @@ def _print_leaderboard(content: dict[str, Any]) -> None:
                 f"{b['novelty@10']:.1f}",
             )
         out.print(table)
+    reports = {row["recipe"]: row["report"] for row in content["leaderboard"] if row["tier"] == EVERYONE}
+    for recipe, told in reports.items():
+        if said := [f"{name} {value:.4f}" for name, value in told.items() if "/" not in name]:  # the others are details
+            out.print(f"{escape(Recipe(recipe).label)}: {', '.join(said)}")
     for recipe in content["failed"]:
-        out.print(f"[red]{recipe} failed to train and was left out[/red]")
+        out.print(f"[red]{escape(recipe)} failed to train and was left out[/red]")
 
 
 def print_report(lake: Lake, report: str | None = None) -> None:

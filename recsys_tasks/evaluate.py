@@ -37,7 +37,7 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
     """
     lake, shop, windows = night.lake, night.shop, night.windows
     shelf = Shelf.open(lake, shop, snapshot, vectors)
-    ids = shelf.model_ids(night.recipes, windows.fit_end)
+    ids = shelf.model_ids(night.recipes, windows.fit_end, night.starts)
     models = {recipe: model_id for recipe, model_id in ids.items() if lake.has(model_id)}
     failed = sorted(set(ids) - set(models))
     if not models:
@@ -68,7 +68,8 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
                         part = {metric: value[members] for metric, value in values.items()}
                         against = {metric: value[members] for metric, value in of_popular.items()}
                         row = _row(recipe, view, name, part, against)
-                        rows.append(row | ({"beyond_accuracy": beyond} if name == EVERYONE else {}))
+                        whole = {"beyond_accuracy": beyond, "report": loaded[recipe].report()}
+                        rows.append(row | (whole if name == EVERYONE else {}))
                 if len(new.users):
                     strangers = np.broadcast_to(
                         _lists(loaded[recipe], new, candidates, anonymous=True), (len(new.users), 50)
@@ -114,7 +115,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             value = np.array([row["metrics"]["ndcg@10"] for row in shown])
             ends = np.array([row["interval"]["ndcg@10"] for row in shown])
             colours = ["#9aa0a6" if row["recipe"] in BASELINES else "#1a73e8" for row in shown]
-            axes.barh([row["recipe"] for row in shown], value, color=colours, height=0.6)
+            axes.barh(range(len(shown)), value, color=colours, height=0.6)
+            axes.set_yticks(range(len(shown)), [Recipe(row["recipe"]).label for row in shown])
             axes.errorbar(
                 value, range(len(shown)), xerr=np.abs(ends.T - value), fmt="none", ecolor="#202124", capsize=3, lw=1
             )

@@ -8,7 +8,7 @@ from typing import Any
 from recsys_tasks.errors import ContractError, ShopFileError
 from recsys_tasks.lake import Lake
 from recsys_tasks.models import BASELINES, MODELS
-from recsys_tasks.recipe import Recipe
+from recsys_tasks.recipe import Recipe, starts
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop, load_shop
 from recsys_tasks.split import Windows, split_by_time
@@ -32,6 +32,8 @@ class Night:
     force_promote: str | None = None
     """Name of a model that is made champion whatever the leaderboard says."""
     shards: list[int] = field(default_factory=list)
+    starts: dict[str, str] = field(default_factory=dict)
+    """Recipe -> earlier model whose weights its training begins with tonight; the others begin with nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; ``Night(**night.to_dict()) == night``."""
@@ -98,7 +100,7 @@ def plan(
     run_key
         When the run is for: the scheduler's logical date.
     models
-        Models to train beside the baselines and the champions; None for the shop file's.
+        Models to train beside the baselines and the champions, each with its challenger; None for the shop file's.
     k, publish, force_promote
         See ``Night``.
 
@@ -123,16 +125,22 @@ def plan(
         wanted.append(force_promote)
     names = list(dict.fromkeys([*BASELINES, *wanted]))
     recipes = [Recipe.of(name, description.models.get(name, {})) for name in names]
-    champions = Tracking(settings, description.name).champions()
-    recipes += [champion for champion in champions.values() if champion not in recipes and champion.model in MODELS]
+    tracking = Tracking(settings, description.name)
+    recipes += [champion for champion in tracking.champions().values() if champion.model in MODELS]
+    recipes += [challenger for model, challenger in tracking.challengers().items() if model in names]
+    recipes = list(dict.fromkeys(recipes))
+    begun: dict[str, str] = {}
+    if publish and description.training.begins_with_weights(instant):  # else a backfill would depend on its order
+        begun = starts(Lake(settings.lake), recipes, split_by_time(instant, description.windows))
     return Night(
         shop_file=str(description.file),
         as_of=instant.isoformat(),
         k=k or description.k,
-        recipes=[recipe.text for recipe in dict.fromkeys(recipes)],
+        recipes=[recipe.text for recipe in recipes],
         publish=publish,
         force_promote=force_promote,
         shards=list(range(description.shards)),
+        starts=begun,
     )
 
 

@@ -6,7 +6,7 @@ Champions are recipes, not artefacts: tonight's weights are made tonight.
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from recsys_tasks.contract import VIEWS
 from recsys_tasks.errors import ShopFileError
-from recsys_tasks.lake import Lake, fingerprint
+from recsys_tasks.lake import Lake, code_fingerprint, fingerprint
 from recsys_tasks.models import SECOND_STAGE, Material, Model, model_class
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import Catalog, Interactions, Snapshot
@@ -50,6 +50,11 @@ class Recipe:
     def model(self) -> str:
         """Name of the model."""
         return self.text.partition(" ")[0]
+
+    @property
+    def label(self) -> str:
+        """The text for tables and plots, cut where it is long."""
+        return self.text if len(self.text) <= 40 else f"{self.text[:39]}…"
 
     @property
     def is_second_stage(self) -> bool:
@@ -89,28 +94,32 @@ class Shelf:
         """Name -> (n_users,) text; see ``Snapshot.attributes``."""
         return Snapshot(self.lake, self.snapshot).attributes(self.interactions.user_ids)
 
-    def model_id(self, recipe: Recipe, end: int, sources: Mapping[str, str] | None = None) -> str:
+    def model_id(
+        self, recipe: Recipe, end: int, sources: Mapping[str, str] | None = None, start: str | None = None
+    ) -> str:
         """Return the lake entry of a recipe trained on all before ``end``; it may not be there yet."""
         inputs = {"recipe": recipe.text, "snapshot": self.snapshot, "vectors": self.vectors, "end": end}
         if sources:
             inputs["sources"] = dict(sources)
+        if start:
+            inputs["start"] = start
         return f"models/{recipe.model}-{fingerprint(inputs)}"
 
-    def model_ids(self, recipes: Iterable[str], end: int) -> dict[str, str]:
+    def model_ids(self, recipes: Iterable[str], end: int, starts: Mapping[str, str]) -> dict[str, str]:
         """Return the entry of each recipe; what reads other models depends on which of them are there now."""
-        sources = self.sources(recipes, end)
+        sources = self.sources(recipes, end, starts)
         found = {}
         for text in recipes:
             recipe = Recipe(text)
-            found[text] = self.model_id(recipe, end, sources if recipe.is_second_stage else None)
+            found[text] = self.model_id(recipe, end, sources if recipe.is_second_stage else None, starts.get(text))
         return found
 
-    def sources(self, recipes: Iterable[str], end: int) -> dict[str, str]:
+    def sources(self, recipes: Iterable[str], end: int, starts: Mapping[str, str]) -> dict[str, str]:
         """Return name -> entry of the models of the first stage that are there; of two of a name the first recipe's."""
         found: dict[str, str] = {}
         for recipe in map(Recipe, recipes):
             if not recipe.is_second_stage and recipe.model not in found:
-                entry = self.model_id(recipe, end)
+                entry = self.model_id(recipe, end, start=starts.get(recipe.text))
                 if self.lake.has(entry):
                     found[recipe.model] = entry
         return dict(sorted(found.items()))
@@ -121,39 +130,52 @@ class Shelf:
         sources = self._loaded(manifest["sources"])
         return model_class(manifest["model"]).load(self.lake.path(model_id), self.catalog, sources)
 
-    def fit(self, recipe: Recipe, windows: Windows, sources: Mapping[str, str] | None = None) -> str:
+    def fit(
+        self, recipe: Recipe, windows: Windows, sources: Mapping[str, str] | None = None, start: str | None = None
+    ) -> str:
         """Train a recipe on the fit window, choosing on validation; return its id in the lake.
 
-        ``sources`` are the entries of the models it reads, by name, trained on the same window.
+        ``sources`` are the entries of the models it reads, by name, trained on the same window; ``start`` is the entry
+        whose weights training begins with.
         """
         sources = sources or {}
-        model_id = self.model_id(recipe, windows.fit_end, sources)
+        model_id = self.model_id(recipe, windows.fit_end, sources, start)
         if self.lake.has(model_id):
             log.info("%s: already trained on the same data, reused", model_id)
             return model_id
+        material = replace(self.lesson(windows), sources=self._loaded(sources), start=self._begun(start))
+        model = model_class(recipe.model)(model_class(recipe.model).Config(**recipe.config)).fit(material)
+        described = {"end": windows.fit_end, "validation_end": windows.validation_end, "start": start}
+        return self._save(model, model_id, recipe, sources, described)
+
+    def lesson(self, windows: Windows) -> Material:
+        """Return the fit window, and validation to choose on."""
         validation = {view: truth(self.interactions, windows.fit_end, windows.validation_end, view) for view in VIEWS}
-        known = self.interactions.before(windows.fit_end)
-        material = self._material(known, sources, validation)
-        model = model_class(recipe.model)(model_class(recipe.model).Config(**recipe.config))
-        return self._save(model.fit(material), model_id, recipe, windows.fit_end, sources)
+        return self._material(self.interactions.before(windows.fit_end), validation=validation)
 
     def refit(self, model_id: str, windows: Windows) -> str:
         """Train a model (and its sources) again on everything before ``as_of``, with what validation chose.
 
-        Returns the new id.
+        A model that began with earlier weights was chosen few epochs: its refit goes on from it. Returns the new id.
         """
         manifest = self.lake.manifest(model_id)
         recipe = Recipe(manifest["recipe"])
+        start = model_id if manifest["start"] else None
         sources = {name: self.refit(entry, windows) for name, entry in manifest["sources"].items()}
-        refitted = self.model_id(recipe, windows.as_of, sources)
+        refitted = self.model_id(recipe, windows.as_of, sources, start)
         if self.lake.has(refitted):
             log.info("%s: already refitted on the same data, reused", refitted)
             return refitted
-        material = self._material(self.interactions, sources)
-        return self._save(self.load(model_id).refit(material), refitted, recipe, windows.as_of, sources)
+        material = self._material(self.interactions, sources, start)
+        described = {"end": windows.as_of, "validation_end": None, "start": start}
+        return self._save(self.load(model_id).refit(material), refitted, recipe, sources, described)
 
     def _material(
-        self, known: Interactions, sources: Mapping[str, str], validation: Mapping[str, Truth] | None = None
+        self,
+        known: Interactions,
+        sources: Mapping[str, str] | None = None,
+        start: str | None = None,
+        validation: Mapping[str, Truth] | None = None,
     ) -> Material:
         return Material(
             known,
@@ -161,20 +183,51 @@ class Shelf:
             self.text_vectors,
             validation,
             attributes=self.attributes,
-            sources=self._loaded(sources),
+            sources=self._loaded(sources or {}),
+            start=self._begun(start),
         )
 
     def _loaded(self, sources: Mapping[str, str]) -> dict[str, Model]:
         return {name: self.load(entry) for name, entry in sources.items()}
 
-    def _save(self, model: Model, model_id: str, recipe: Recipe, end: int, sources: Mapping[str, str]) -> str:
+    def _begun(self, start: str | None) -> Model | None:
+        """Return the model that training begins with, of whatever catalogue."""
+        if start is None:
+            return None
+        return model_class(self.lake.manifest(start)["model"]).load(self.lake.path(start))
+
+    def _save(
+        self, model: Model, model_id: str, recipe: Recipe, sources: Mapping[str, str], described: Mapping[str, Any]
+    ) -> str:
         manifest = {
             "model": model.name,
             "recipe": recipe.text,
             "snapshot": self.snapshot,
-            "end": end,
             "sources": dict(sources),
+            "code": code_fingerprint(),
+            **described,
         }
         with self.lake.create(model_id, manifest) as folder:
             model.save(folder, self.catalog)
         return model_id
+
+
+def starts(lake: Lake, recipes: Iterable[Recipe], windows: Windows) -> dict[str, str]:
+    """Return recipe -> entry that tonight's training may begin with: of the same recipe, its last night.
+
+    Neither its fit window nor its validation reaches beyond tonight's, so it knows nothing of tonight's test window,
+    and less than tonight's fit window holds. Weights of another version of the code are not begun with.
+    """
+    able = {recipe.text for recipe in recipes if model_class(recipe.model).warm_starts}
+    found: dict[str, tuple[int, str]] = {}
+    for entry in lake.entries("models") if able else []:
+        manifest = lake.manifest(entry)
+        if (
+            manifest["recipe"] in able
+            and manifest.get("code") == code_fingerprint()
+            and manifest["end"] < windows.fit_end
+            and manifest["validation_end"] is not None  # a refit was not validated
+            and manifest["validation_end"] <= windows.validation_end
+        ):
+            found[manifest["recipe"]] = max(found.get(manifest["recipe"], (0, "")), (manifest["end"], entry))
+    return {recipe: entry for recipe, (_, entry) in found.items()}

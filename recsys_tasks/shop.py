@@ -336,6 +336,17 @@ class Windows(_Strict):
     test_days: int = Field(14, ge=1)
 
 
+class Training(_Strict):
+    """How nights train, where a model can begin with earlier weights."""
+
+    warm_start: bool = Field(False, description="begin with the weights of the same recipe's last night")
+    full_every_days: int = Field(7, ge=1, description="from nothing all the same, on every such day (UTC) of as_of")
+
+    def begins_with_weights(self, as_of: datetime) -> bool:
+        """Tell whether the night of ``as_of`` may; it depends on its date alone, so it is the same when run again."""
+        return self.warm_start and as_of.toordinal() % self.full_every_days != 0
+
+
 class Tiers(_Strict):
     """A customer is loyal or warm from so many days with an event on; with fewer, cold."""
 
@@ -411,6 +422,7 @@ class Shop(_Strict):
         description="models to train tonight, with changes to their configuration",
     )
     windows: Windows = Windows()
+    training: Training = Training()
     tiers: Tiers = Tiers()
     k: int = Field(50, ge=1, le=1000, description="length of every list")
     shards: int = Field(4, ge=1, le=4096, description="parts the customers are scored in")

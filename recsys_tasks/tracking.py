@@ -1,5 +1,8 @@
 """MLflow: a run per recipe and night, a registered version for each, and the alias that says which one is champion.
 
+Searches for hyper-parameters stand in an experiment of their own, a run a trial below the run of the search; what one
+finds is registered under the alias ``challenger-<model>``.
+
 Weights stay in the lake; a version points at the MLflow run, whose artefacts name the lake entry. MLflow is imported
 on first use: it takes seconds.
 """
@@ -7,12 +10,14 @@ on first use: it takes seconds.
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recsys_tasks.contract import PLACEMENT_VIEW
+from recsys_tasks.curves import plot_curve
 from recsys_tasks.errors import TemporarilyUnavailable
 from recsys_tasks.lake import code_fingerprint
 from recsys_tasks.recipe import Recipe
@@ -30,7 +35,7 @@ def alias(placement: str) -> str:
 
 
 class Tracking:
-    """The experiment ``nightcart-<shop>`` and the registered model of the same name."""
+    """The experiments ``nightcart-<shop>`` and ``nightcart-<shop>-tuning``, and the registered ``nightcart-<shop>``."""
 
     def __init__(self, settings: Settings, shop: str) -> None:
         self.home = settings.home.absolute()
@@ -40,23 +45,32 @@ class Tracking:
 
     def champions(self) -> dict[str, Recipe]:
         """Return the champion's recipe of each placement that has one."""
+        found = self._aliases()
+        return {placement: found[alias(placement)] for placement in PLACEMENT_VIEW if alias(placement) in found}
+
+    def challengers(self) -> dict[str, Recipe]:
+        """Return, by model, the recipes that searches found and nights are to compare with the shop's own."""
+        found = self._aliases().items()
+        return {recipe.model: recipe for name, recipe in found if name == f"challenger-{recipe.model}"}
+
+    def _aliases(self) -> dict[str, Recipe]:
         if self._is_embedded and not (self.home / "mlflow.db").exists():
             return {}  # the first night: do not pay for MLflow to say that it is empty
         with self._client() as client:
             found = client.search_registered_models(f"name = '{self.name}'")
             aliases: Mapping[str, str] = found[0].aliases if found else {}
-            versions = {p: aliases[alias(p)] for p in PLACEMENT_VIEW if alias(p) in aliases}
-            return {p: Recipe(client.get_model_version(self.name, v).tags["recipe"]) for p, v in versions.items()}
+            return {a: Recipe(client.get_model_version(self.name, v).tags["recipe"]) for a, v in aliases.items()}
 
     def log_training(self, night: str, recipe: Recipe, model_id: str, snapshot: str, folder: Path) -> None:
         """Record a trained model: parameters, the learning curve, its description, and a registered version."""
         described = json.loads((folder / "config.json").read_text())
-        with self._client() as client:
+        curve = described["curve"]
+        with self._client() as client, tempfile.TemporaryDirectory() as scratch:
             run_id = self._run(client, night, recipe)
             if client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'"):
                 return  # a retried task, or the same night again
             numbers = [
-                *(("validation ndcg@10", point["ndcg@10"], step) for step, point in enumerate(described["curve"])),
+                *_steps(curve),
                 *((name, value, 0) for name, value in described["report"].items()),
             ]
             self._log(
@@ -68,14 +82,11 @@ class Tracking:
             )
             client.log_artifact(run_id, str(folder / "config.json"), "model")
             client.log_artifact(run_id, str(folder / "_MANIFEST.json"), "model")
-            if not client.search_registered_models(f"name = '{self.name}'"):
-                client.create_registered_model(self.name)
-            client.create_model_version(
-                self.name,
-                source=f"{client.get_run(run_id).info.artifact_uri}/model",
-                run_id=run_id,
-                tags={"recipe": recipe.text, "model_id": model_id, "snapshot": snapshot, "night": night},
-            )
+            if curve:
+                plot_curve(curve, f"{recipe.model}, night of {night}", Path(scratch) / "curve.png")
+                client.log_artifact(run_id, str(Path(scratch) / "curve.png"))
+            tags = {"recipe": recipe.text, "model_id": model_id, "snapshot": snapshot, "night": night}
+            self._register(client, run_id, "model", tags)
 
     def log_evaluation(
         self, night: str, recipe: Recipe, metrics: Mapping[str, float], plot: Path | None = None
@@ -87,6 +98,40 @@ class Tracking:
             if plot:
                 client.log_artifact(run_id, str(plot))
             client.set_terminated(run_id)
+
+    def log_trial(self, night: str, recipe: Recipe, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Record one trial of a search: what was tried, and what validation said."""
+        with self._client() as client:
+            run_id = self._trial(client, night, recipe)
+            self._log(client, run_id, [(name, value, 0) for name, value in metrics.items()], recipe.config, tags)
+            client.set_terminated(run_id)
+
+    def log_search(self, night: str, model: str, metrics: Mapping[str, float], files: Iterable[Path]) -> None:
+        """Record what a search gained and cost, with its report and plot."""
+        with self._client() as client:
+            run_id = self._search(client, night, model)
+            self._log(client, run_id, [(name, value, 0) for name, value in metrics.items()])
+            for file in files:
+                client.log_artifact(run_id, str(file))
+            client.set_terminated(run_id)
+
+    def challenge(self, night: str, recipe: Recipe, reason: str) -> None:
+        """Register the recipe that a search found, so that nights train it beside the shop's own."""
+        with self._client() as client:
+            tags = {"recipe": recipe.text, "night": f"search of {night}", "reason": reason}
+            version = self._register(client, self._trial(client, night, recipe), "", tags)
+            client.set_registered_model_alias(self.name, f"challenger-{recipe.model}", version)
+
+    def withdraw(self, model: str) -> None:
+        """Let nights train no challenger of a model any longer."""
+        with self._client() as client:
+            client.delete_registered_model_alias(self.name, f"challenger-{model}")
+
+    def _register(self, client: "MlflowClient", run_id: str, folder: str, tags: Mapping[str, str]) -> str:
+        if not client.search_registered_models(f"name = '{self.name}'"):
+            client.create_registered_model(self.name)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
+        return str(client.create_model_version(self.name, source=source, run_id=run_id, tags=dict(tags)).version)
 
     def crown(self, night: str, placement: str, recipe: Recipe, reason: str) -> str:
         """Move the alias of a placement to tonight's version of a recipe; return the version."""
@@ -117,19 +162,31 @@ class Tracking:
         )
 
     def _run(self, client: "MlflowClient", night: str, recipe: Recipe) -> str:
-        """Return tonight's run of a recipe; a retried task finds its first one."""
-        experiment = client.get_experiment_by_name(self.name)
+        """Return tonight's run of a recipe."""
+        return self._run_of(client, self.name, f"{night} {recipe.text}", {"night": night, "recipe": recipe.text})
+
+    def _search(self, client: "MlflowClient", night: str, model: str) -> str:
+        """Return the run of a search, under which its trials stand."""
+        return self._run_of(client, f"{self.name}-tuning", f"{night} search of {model}", {"night": night})
+
+    def _trial(self, client: "MlflowClient", night: str, recipe: Recipe) -> str:
+        parent = {"mlflow.parentRunId": self._search(client, night, recipe.model)}
+        tags = {"night": night, "recipe": recipe.text, **parent}
+        return self._run_of(client, f"{self.name}-tuning", f"{night} {recipe.text}", tags)
+
+    def _run_of(self, client: "MlflowClient", name: str, key: str, tags: Mapping[str, Any]) -> str:
+        """Return the run of an experiment that is known by a key; a retried task finds its first one."""
+        experiment = client.get_experiment_by_name(name)
         if experiment:
             experiment_id = experiment.experiment_id
         else:
-            artifacts = (self.home / "mlartifacts" / self.name).as_uri() if self._is_embedded else None
-            experiment_id = client.create_experiment(self.name, artifact_location=artifacts)
-        key = f"{night} {recipe.text}"
-        found = client.search_runs([experiment_id], f"tags.nightcart = '{key.replace(chr(39), '')}'")
+            artifacts = (self.home / "mlartifacts" / name).as_uri() if self._is_embedded else None
+            experiment_id = client.create_experiment(name, artifact_location=artifacts)
+        bare = key.replace("'", "")
+        found = client.search_runs([experiment_id], f"tags.nightcart = '{bare}'")
         if found:
             return found[0].info.run_id
-        tags = {"nightcart": key.replace("'", ""), "night": night, "recipe": recipe.text}
-        return client.create_run(experiment_id, run_name=key, tags=tags).info.run_id
+        return client.create_run(experiment_id, run_name=key, tags={"nightcart": bare, **tags}).info.run_id
 
     @contextmanager
     def _client(self) -> Iterator["MlflowClient"]:
@@ -145,3 +202,11 @@ class Tracking:
             raise TemporarilyUnavailable(
                 f"MLflow at {self.uri} did not do as asked: {error}. Check NIGHTCART_MLFLOW_TRACKING_URI and the server"
             ) from error
+
+
+def _steps(curve: Iterable[Mapping[str, float]]) -> Iterator[tuple[str, float, int]]:
+    """Yield name, value and step of a learning curve: of epochs all there is to tell, of tries what validation said."""
+    for n, point in enumerate(curve, start=1):
+        for name, value in point.items():
+            if name == "ndcg@10" or ("epoch" in point and name != "epoch"):
+                yield f"validation {name}" if name == "ndcg@10" else name, value, int(point.get("epoch", n))

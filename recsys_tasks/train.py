@@ -18,8 +18,11 @@ def train(night: Night, recipe: str, snapshot: str, vectors: str) -> str:
     started = time.monotonic()
     shelf = Shelf.open(night.lake, night.shop, snapshot, vectors)
     wanted = Recipe(recipe)
-    sources = shelf.sources(night.recipes, night.windows.fit_end) if wanted.is_second_stage else {}
-    model_id = shelf.fit(wanted, night.windows, sources)
+    sources = shelf.sources(night.recipes, night.windows.fit_end, night.starts) if wanted.is_second_stage else {}
+    start = night.starts.get(recipe)
+    if start:
+        log.info("%s: begins with the weights of %s", recipe, start)
+    model_id = shelf.fit(wanted, night.windows, sources, start)
     log.info("%s: %s in %.0f s", recipe, model_id, time.monotonic() - started)
     night.tracking.log_training(night.name, wanted, model_id, snapshot, night.lake.path(model_id))
     return model_id

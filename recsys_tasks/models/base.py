@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,16 @@ FILL_HALF_LIFE_DAYS = 14.0
 """Recency of the popularity that fills up what a model leaves empty."""
 
 
+@dataclass(frozen=True)
+class Between:
+    """A range that a search may take a hyper-parameter from, both ends included; whole numbers where both ends are."""
+
+    low: float
+    high: float
+    log: bool = False
+    """as often between 1 and 10 as between 10 and 100"""
+
+
 class Config(BaseModel):
     """Hyper-parameters. A value given in the shop file stands; others of the grid are chosen on validation."""
 
@@ -48,6 +59,8 @@ class Material:
     """What the shop knows of its customers: name -> (n_users,) text, empty where it does not know."""
     start: "Model | None" = None
     """An earlier model, of any catalogue, whose weights training may begin with; most models make no use of it."""
+    watch: Callable[[float], None] | None = None
+    """Told each ndcg@10 on validation while training goes on; what it raises ends the training."""
     sources: Mapping[str, "Model"] = field(default_factory=dict)
     """By name, models of the first stage trained on the same interactions; for models of the second stage."""
 
@@ -74,7 +87,11 @@ class Model(ABC):
     view: ClassVar[str] = "discovery"
     """The view whose ndcg@10 on validation chooses its hyper-parameters."""
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Values tried on validation."""
+    """Values tried on validation every night, where the shop file sets none."""
+    space: ClassVar[Mapping[str, Between | tuple[Any, ...]]] = {}
+    """What a search (``tune``) may set, of the configuration: ranges, and choices. It holds all of the grid."""
+    warm_starts: ClassVar[bool] = False
+    """Whether training makes use of ``Material.start``."""
     counts: ClassVar[bool] = False
     """Whether fitting is mere counting, cheap enough for the ranker to do it again as of earlier dates."""
 
@@ -128,25 +145,20 @@ class Model(ABC):
         return [config for config in tries if config != self.config]
 
     def _choose(self, material: Material) -> None:
-        """Fit the given configuration and the tries; keep a try only where it is better by more than chance.
-
-        A try must beat the given configuration by more than one standard error of the paired difference of ndcg@10
-        (the rule of Breiman et al. 1984): one window's best of many is else a matter of luck.
-        """
-        given = self.config
+        """Fit the given configuration and the tries; keep a try only where it ``beats`` the given one."""
+        given, started = self.config, time.monotonic()
         found: dict[Any, np.ndarray] = {}
-        for config in [given, *self._tries()]:
+        configs = [given, *self._tries()]
+        for n, config in enumerate(configs, start=1):
             self.config = config
             self._fit(material)
             found[config] = self.validate(material)
             tried = {name: getattr(config, name) for name in self.grid}
             self.curve.append({**tried, "ndcg@10": float(found[config].mean())})
-            log.info("%s: %s -> validation ndcg@10 %.4f", self.name, tried, found[config].mean())
-        better = {
-            config: values.mean()
-            for config, values in found.items()
-            if (gain := values - found[given]).mean() > gain.std() / np.sqrt(len(gain))
-        }
+            left = (time.monotonic() - started) / n * (len(configs) - n)
+            line = f"try {n} of {len(configs)}: {tried}, validation ndcg@10 {found[config].mean():.4f}"
+            log.info("%s: %s, %.0f s left", self.name, line, left)
+        better = {config: values.mean() for config, values in found.items() if beats(values, found[given])}
         chosen = max(better, key=lambda config: better[config]) if better else given
         if self.config != chosen:
             self.config = chosen
@@ -161,7 +173,10 @@ class Model(ABC):
         candidates = material.catalog.candidates(truth.past.as_of)
         ranked = self.recommend(truth.past, truth.users[rows], 10, candidates, exclude_seen=truth.exclude_seen)
         wanted = truth.items[rows]
-        return ndcg_at_k(hits(ranked.items, wanted), np.diff(wanted.indptr), 10)
+        found = ndcg_at_k(hits(ranked.items, wanted), np.diff(wanted.indptr), 10)
+        if material.watch:
+            material.watch(float(found.mean()))
+        return found
 
     def recommend(
         self, histories: Interactions, users: np.ndarray, k: int, candidates: np.ndarray, *, exclude_seen: bool
@@ -282,8 +297,7 @@ class Model(ABC):
         model = cls(cls.Config(**described["config"]), described["seed"])
         model.sources_ = sources
         model._restore({name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in described["arrays"]})
-        model.curve = described["curve"]
-        model.reported = described["report"]
+        model.curve, model.reported = described["curve"], described["report"]
         model.is_fitted = True
         return model
 
@@ -312,6 +326,16 @@ class Model(ABC):
     @abstractmethod
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         """Take back the arrays that ``_state`` gave."""
+
+
+def beats(values: np.ndarray, given: np.ndarray) -> bool:
+    """Tell whether a try is better than what was given, by more than chance; (n_users,) metrics of the same users.
+
+    The mean gain must exceed one standard error of the paired difference (the rule of Breiman et al. 1984): one
+    window's best of many is else a matter of luck.
+    """
+    gain = values - given
+    return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
 
 
 def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Material, Model, best_evidence
+from recsys_tasks.models.base import Between, Material, Model, best_evidence
 from recsys_tasks.snapshot import Interactions
 
 
@@ -38,6 +38,7 @@ class Content(Model):
     Config = ContentConfig
     counts = True
     grid: ClassVar = {"half_life_days": (15.0, 60.0, 240.0), "whiten": (0, 64, 256)}
+    space: ClassVar = {"half_life_days": Between(5.0, 500.0, log=True), "whiten": (0, 32, 64, 128, 256)}
 
     def _fit(self, material: Material) -> None:
         catalog = material.catalog

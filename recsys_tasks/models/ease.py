@@ -11,7 +11,7 @@ import numpy as np
 import scipy.linalg
 
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Material, Model, best_evidence
+from recsys_tasks.models.base import Between, Material, Model, best_evidence
 from recsys_tasks.snapshot import Interactions
 
 
@@ -31,6 +31,10 @@ class EASE(Model):
     Config = EASEConfig
     counts = True
     grid: ClassVar = {"half_life_days": (30.0, 60.0, 120.0), "regularization": (100.0, 300.0)}
+    space: ClassVar = {
+        "half_life_days": Between(7.0, 365.0, log=True),
+        "regularization": Between(10.0, 3000.0, log=True),
+    }
 
     def _fit(self, material: Material) -> None:
         last = material.interactions.matrix(self.config.half_life_days, count="last").tocsc()

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Material, Model, best_evidence, opinionated
+from recsys_tasks.models.base import Between, Material, Model, best_evidence, opinionated
 from recsys_tasks.snapshot import Interactions
 
 
@@ -33,6 +33,11 @@ class ItemKNN(Model):
     Config = ItemKNNConfig
     counts = True
     grid: ClassVar = {"half_life_days": (30.0, 60.0, 120.0)}
+    space: ClassVar = {
+        "half_life_days": Between(7.0, 365.0, log=True),
+        "neighbours": Between(20, 500, log=True),
+        "shrink": Between(0.1, 100.0, log=True),
+    }
 
     def _fit(self, material: Material) -> None:
         last = material.interactions.matrix(self.config.half_life_days, count="last").tocsc()

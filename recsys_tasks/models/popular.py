@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Material, Model, opinionated
+from recsys_tasks.models.base import Between, Material, Model, opinionated
 from recsys_tasks.snapshot import Interactions
 
 
@@ -24,6 +24,7 @@ class Popular(Model):
     counts = True
     view = "all"
     grid: ClassVar = {"half_life_days": (7.0, 14.0, 30.0, 90.0)}
+    space: ClassVar = {"half_life_days": Between(1.0, 365.0, log=True)}
 
     def _fit(self, material: Material) -> None:
         pass  # all it needs is in the histories

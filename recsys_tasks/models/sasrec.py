@@ -16,12 +16,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Material, Model, best_evidence
+from recsys_tasks.models.base import Between, Material, Model, best_evidence
 from recsys_tasks.snapshot import Interactions
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,21 @@ class SASRec(Model):
 
     name = "sasrec"
     Config = SASRecConfig
+    space: ClassVar = {
+        "dim": (32, 64, 128),
+        "blocks": Between(1, 2),
+        "max_length": (20, 50, 100),
+        "learning_rate": Between(3e-4, 3e-3, log=True),
+        "weight_decay": (0.0, 0.01, 0.1),
+        "dropout": Between(0.1, 0.6),
+        "temperature": (None, 0.05, 0.07, 0.1, 0.15),
+        "average": (0.0, 0.99),
+        "text": (False, True),
+        "events": (False, True),
+        "gaps": (False, True),
+        "targets": ("new", "all"),
+    }
+    warm_starts = True
 
     def _fit(self, material: Material) -> None:
         config, rng = self.config, np.random.default_rng(self.seed)

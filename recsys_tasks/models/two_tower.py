@@ -20,14 +20,14 @@ TensorFlow trains; to recommend, the towers are a few products of arrays, and ne
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.stats import rankdata
 
 from recsys_tasks.history import by_group
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Material, Model, best_evidence
+from recsys_tasks.models.base import Between, Material, Model, best_evidence
 from recsys_tasks.snapshot import Catalog, Interactions
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,19 @@ class TwoTower(Model):
 
     name = "two_tower"
     Config = TwoTowerConfig
+    space: ClassVar = {
+        "dim": (32, 64, 128),
+        "learning_rate": Between(5e-4, 0.02, log=True),
+        "temperature": Between(0.03, 0.3, log=True),
+        "half_life_days": Between(15.0, 365.0, log=True),
+        "ranking_weight": Between(0.01, 1.0, log=True),
+        "history": Between(5, 60, log=True),
+        "negatives": (256, 1024, 4096),
+        "id_dropout": Between(0.0, 0.5),
+        "trend": Between(0.0, 1.5),
+        "by_user": (False, True),
+        "text": (False, True),
+    }
 
     def _fit(self, material: Material) -> None:
         import tensorflow as tf

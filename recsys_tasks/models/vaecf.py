@@ -15,14 +15,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import scipy.sparse as sp
 
 from recsys_tasks.errors import TrainingError
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Material, Model, best_evidence
+from recsys_tasks.models.base import Between, Material, Model, best_evidence
 from recsys_tasks.snapshot import DAY, Interactions
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,15 @@ class VAECF(Model):
 
     name = "vaecf"
     Config = VAECFConfig
+    space: ClassVar = {
+        "k": Between(32, 256, log=True),
+        "act_fn": ("tanh", "elu", "relu"),
+        "likelihood": ("mult", "bern"),
+        "learning_rate": Between(3e-4, 1e-2, log=True),
+        "batch_size": (128, 256, 512),
+        "beta": Between(0.05, 2.0, log=True),
+        "window_days": (None, 90.0, 180.0, 365.0),
+    }
 
     def _fit(self, material: Material) -> None:
         import torch

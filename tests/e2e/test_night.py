@@ -116,7 +116,10 @@ def test_mlflow_holds_a_run_and_a_version_a_model_and_two_champions(night):
     assert all(run.info.status == "FINISHED" for run in runs)
     assert all({"all/ndcg_at_10", "discovery/ndcg_at_10"} <= set(run.data.metrics) for run in runs)
     assert all(run.data.tags["snapshot"].startswith("snapshots/") for run in runs)
-    assert [f.path for f in client.list_artifacts(runs[0].info.run_id)] == ["leaderboard.png", "model"]
+    artifacts = {
+        run.data.tags["recipe"]: [file.path for file in client.list_artifacts(run.info.run_id)] for run in runs
+    }
+    assert artifacts["two_tower"] == artifacts["ease"] == ["curve.png", "leaderboard.png", "model"]
     registered = client.get_registered_model("nightcart-tiny")
     assert sorted(registered.aliases) == ["champion-discover", "champion-home"]
     assert len(client.search_model_versions("name = 'nightcart-tiny'")) == 6
@@ -161,7 +164,10 @@ def test_a_failed_model_is_left_out_and_the_night_goes_on(night, dagbag, monkeyp
     report = report_of(run, lake)
     assert report["failed"] == ["item_knn"]
     served = lake.manifest(report["champions"]["home"]["model"])
-    assert (served["model"], sorted(served["sources"])) == ("ranker", ["ease", "popular", "repeat"])
+    assert served["model"] == "ranker"
+    assert {"ease", "popular", "repeat"} <= set(served["sources"]) <= {"ease", "popular", "repeat", "two_tower"}, (
+        "two_tower is there where it is champion"
+    )
 
 
 def test_a_night_that_fails_leaves_the_last_version_current(night, dagbag, tmp_path):

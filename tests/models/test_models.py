@@ -242,3 +242,25 @@ def test_top_k_is_what_sorting_gives(seed):
         expected = [n for n in np.lexsort((np.arange(len(row)), -row)) if row[n] > -np.inf][:k]
         assert found[found >= 0].tolist() == expected
         assert value[: len(expected)].tolist() == row[expected].tolist()
+
+
+@pytest.mark.parametrize("name", ["two_tower", "vaecf", "sasrec"])
+def test_who_watches_a_training_may_end_it(name):
+    """As a search does when its time is up."""
+
+    class EnoughError(Exception):
+        pass
+
+    log, looks = checkerboard(), []
+
+    def watch(found):
+        looks.append(found)
+        if len(looks) == 2:
+            raise EnoughError
+
+    week = {view: truth(log, log.as_of - 7 * DAY, log.as_of, view) for view in VIEWS}
+    watched = replace(material(week["all"].past), validation=week, watch=watch)
+    with pytest.raises(EnoughError):
+        model(name).fit(watched)
+    assert len(looks) == 2
+    assert all(0 <= found <= 1 for found in looks)

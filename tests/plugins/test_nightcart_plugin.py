@@ -79,7 +79,7 @@ def a_report(**other) -> dict:
             row("popular", "all", 0.1606),
             row("repeat", "all", 0.3491),
             row("repeat", "all", 0.9999, tier="loyal"),
-            row("ease", "discovery", 0.0322),
+            row("ease", "discovery", 0.0322) | {"report": {"ranking rmse": 0.2265, "all/gain/trend": 0.1}},
             row("<script>alert(1)</script>", "discovery", 0.0298),
         ],
         "failed": [],
@@ -162,7 +162,8 @@ def test_the_page_shows_the_last_night(client, home, viewer):
     ]:
         assert shown in text
     assert "0.9999" not in text, "the leaderboard is over everyone; tiers have their own rows in report.json"
-    assert text.index("<td>repeat") < text.index("<td>popular"), "the best model comes first"
+    assert text.index('"wrap">repeat') < text.index('"wrap">popular'), "the best model comes first"
+    assert "ease: ranking rmse 0.2265</p>" in text, "what a model says of its training stands below, without details"
     assert text.count('class="champion"') == 2
     assert 'class="warning"' not in text
 

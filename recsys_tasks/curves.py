@@ -1,0 +1,64 @@
+"""How training and searching went, as PNG. matplotlib is imported on first use: it takes a second."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+GREY, BLUE = "#9aa0a6", "#1a73e8"
+
+
+def plot_curve(curve: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Draw what a model remembers of its training: loss and ndcg@10 over epochs, or ndcg@10 of each configuration."""
+    epochs = [point for point in curve if "epoch" in point]
+    tries = [point for point in curve if "epoch" not in point]
+    with _figure(path, title, panels=2 if epochs else 1, height=3.2 if epochs else 1.6 + 0.25 * len(tries)) as panels:
+        if epochs:
+            for axes, name in zip(panels, ("loss", "ndcg@10"), strict=True):
+                of = [(point["epoch"], point[name]) for point in epochs if name in point]
+                axes.plot(*zip(*of, strict=True), color=BLUE, marker=".", lw=1) if of else axes.set_axis_off()
+                axes.set(xlabel="epoch", title=name)
+                axes.xaxis.get_major_locator().set_params(integer=True)
+                if name == "ndcg@10" and of:
+                    epoch, value = max(of, key=lambda pair: pair[1])
+                    axes.axvline(epoch, color=GREY, lw=1, ls="--")
+                    axes.set(title=f"ndcg@10 on validation, best {value:.4f} in epoch {epoch}")
+        else:
+            names = [", ".join(f"{k} {v}" for k, v in point.items() if k != "ndcg@10") for point in tries]
+            panels[0].plot([point["ndcg@10"] for point in tries], range(len(tries)), "o", color=BLUE)
+            panels[0].set_yticks(range(len(tries)), names)
+            panels[0].invert_yaxis()
+            panels[0].grid(axis="y", color="#e8eaed")
+            panels[0].set(title="ndcg@10 on validation")
+
+
+def plot_search(trials: Iterable[Mapping[str, Any]], given: float, title: str, path: Path) -> None:
+    """Draw ndcg@10 on validation of a search's trials over time, the best so far, and what was given.
+
+    A trial has ``ended`` (seconds since the search began) and ``ndcg@10``, None where it was given up.
+    """
+    done = [(trial["ended"] / 60, trial["ndcg@10"]) for trial in trials if trial["ndcg@10"] is not None]
+    with _figure(path, title, panels=1, height=3.2) as (axes,):
+        axes.axhline(given, color=GREY, ls="--", lw=1, label=f"the shop's recipe, {given:.4f}")
+        if done:
+            best = [max(value for _, value in done[: n + 1]) for n in range(len(done))]
+            axes.plot(*zip(*done, strict=True), ".", color=GREY, ms=8, label="trials")
+            axes.step([when for when, _ in done], best, where="post", color=BLUE, label=f"best, {best[-1]:.4f}")
+        axes.set(xlabel="minutes", ylabel="ndcg@10 on validation")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+@contextmanager
+def _figure(path: Path, title: str, panels: int, height: float) -> Iterator[list[Any]]:
+    """Give the axes of panels side by side to draw on; saved at the end, with nothing of this machine in the bytes."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(9, height), layout="constrained")
+        figure.suptitle(title, fontsize=10)
+        drawn = list(figure.subplots(1, panels, squeeze=False)[0])
+        for axes in drawn:
+            axes.spines[["top", "right"]].set_visible(False)
+        yield drawn
+        figure.savefig(path, dpi=130, metadata={"Software": None})
