@@ -51,6 +51,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
             "dropout": 0.2,
             "batch_size": 32,
             "average": 0.999,
+            "temperature": None,
             "epochs": 60,
             "patience": 5,
         },
