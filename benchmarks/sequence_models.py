@@ -41,8 +41,7 @@ BASELINES: dict[str, dict[str, Any]] = {
 EASE = {"half_life_days": 30.0, "regularization": 100.0, "max_items": 100_000}
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "amazon_beauty_2014": {
-        "sasrec, ids alone": {"dropout": 0.5, "average": 0.999, "patience": 12},
-        "sasrec": {"text": True, "dropout": 0.5, "average": 0.999, "patience": 12},
+        "sasrec": {"text": True, "dropout": 0.5, "average": 0.999, "negatives": 1024, "epochs": 60, "patience": 6},
     },
     "movielens_1m": {
         "sasrec": {
