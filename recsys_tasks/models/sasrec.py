@@ -61,11 +61,11 @@ class SASRecConfig(base.Config):
     dropout: float = 0.3
     full_softmax: int = 5000
     """trained items up to which the loss is taken over all of them"""
-    negatives: int = 256
+    negatives: int = 1024
     """else: items drawn for a batch"""
     temperature: float | None = 0.07
     """of the softmax over cosines; None for plain dot products"""
-    average: float = 0.0
+    average: float = 0.999
     """decay a step of a running mean of the weights that is used in their place; 0 for none"""
     text: bool = False
     """an item's vector is that of its id plus a projection of its text, which speaks alone for items without events"""
