@@ -49,7 +49,7 @@ RECTOOLS = {
 EPOCHS = 5
 """Of ours a turn; the first also compiles and is told apart."""
 TURNS = 2
-USED = {"text": True, "dropout": 0.5, "average": 0.999, "weight_decay": 0.3, "epochs": 40, "patience": 5}
+USED = {"text": True, "dropout": 0.5, "average": 0.999, "epochs": 30, "patience": 3}
 
 
 def main() -> int:

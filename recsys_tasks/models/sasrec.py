@@ -3,7 +3,8 @@
 Every event of a history predicts what comes next; the state after the last event scores the catalogue. Deviations from
 the paper: cross entropy over all trained items, or over uniform negatives that a batch shares, in place of one negative
 an event (Klenitskiy & Vasilev 2023); pre-norm blocks; positions counted from the end; item and output vectors of unit
-length with a temperature; optionally item vectors from text, gaps between events, kinds of events, averaged weights.
+length with a temperature; optionally item vectors from text (whitened, so that what all texts share does not drown what
+tells them apart), gaps between events, kinds of events, averaged weights.
 
 Events of one instant are a basket and have no order: they are shuffled every epoch, and what comes next is an item of
 the next basket. Where every event has its own time this is the next event.
@@ -22,6 +23,7 @@ import numpy as np
 
 from recsys_tasks.models import base
 from recsys_tasks.models.base import Between, Material, Model, best_evidence
+from recsys_tasks.models.content import whitening
 from recsys_tasks.snapshot import Interactions
 
 log = logging.getLogger(__name__)
@@ -59,14 +61,16 @@ class SASRecConfig(base.Config):
     dropout: float = 0.3
     full_softmax: int = 5000
     """trained items up to which the loss is taken over all of them"""
-    negatives: int = 256
+    negatives: int = 1024
     """else: items drawn for a batch"""
     temperature: float | None = 0.07
     """of the softmax over cosines; None for plain dot products"""
-    average: float = 0.0
+    average: float = 0.999
     """decay a step of a running mean of the weights that is used in their place; 0 for none"""
     text: bool = False
     """an item's vector is that of its id plus a projection of its text, which speaks alone for items without events"""
+    whiten: int = 256
+    """components kept of the whitened text vectors; 0 leaves them as the encoder made them"""
     events: bool = False
     """tell kinds of events apart, by their weight and by whether they are the target"""
     gaps: bool = False
@@ -102,7 +106,7 @@ class SASRec(Model):
         self.kinds_ = np.unique(_kind(interactions))
         self.item_ids_ = material.catalog.item_ids.astype(str)
         trained = np.unique(interactions.item_idx)
-        text = material.text_vectors if config.text else np.zeros((material.catalog.n_items, 0), np.float32)
+        text = self._texts(material)
         weights = _initial(config, material.catalog.n_items, text.shape[1], len(self.kinds_), rng)
         if isinstance(material.start, SASRec):
             material.start._hand_over(weights, self.item_ids_)
@@ -131,6 +135,25 @@ class SASRec(Model):
         if state:
             self._restore(state)
             self.config = config.model_copy(update={"epochs": best_epoch})
+
+    def _texts(self, material: Material) -> np.ndarray:
+        """Return (n_items, d) float32, of unit length in the mean; zeros for an item without text.
+
+        Components are those of the model it starts from, whose projection is of them, else of what stood in the
+        catalogue when the window ended.
+        """
+        vectors, start = material.text_vectors, material.start
+        if not self.config.text:
+            vectors = np.zeros((len(vectors), 0), np.float32)
+        told = np.abs(vectors).sum(1) > 0
+        known = told & (material.catalog.known_since < material.interactions.as_of)
+        self.mean_, self.matrix_ = np.zeros(vectors.shape[1]), np.eye(vectors.shape[1])
+        if isinstance(start, SASRec) and len(start.mean_) == vectors.shape[1]:
+            self.mean_, self.matrix_ = start.mean_, start.matrix_
+        elif self.config.whiten and known.sum() > 1:
+            self.mean_, matrix = whitening(vectors[known], self.config.whiten)
+            self.matrix_ = matrix / np.sqrt(max(matrix.shape[1], 1))
+        return np.where(told[:, None], (vectors - self.mean_) @ self.matrix_, 0).astype(np.float32)
 
     def _keep(self, weights: dict[str, np.ndarray], trained: np.ndarray, text: np.ndarray) -> None:
         """Put each item's vector together; one without events has that of its text alone, or zeros for no opinion."""
@@ -184,10 +207,12 @@ class SASRec(Model):
 
     def _state(self) -> dict[str, np.ndarray]:
         own = {"vectors": self.vectors_, "kinds": self.kinds_, "item_ids": self.item_ids_}
+        own |= {"mean": self.mean_, "matrix": self.matrix_}
         return {**own, **{f"weight_{name}": array for name, array in self.weights_.items()}}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         self.vectors_, self.kinds_, self.item_ids_ = state["vectors"], state["kinds"], state["item_ids"]
+        self.mean_, self.matrix_ = state["mean"], state["matrix"]
         self.weights_ = {name[7:]: array for name, array in state.items() if name.startswith("weight_")}
 
 
@@ -292,7 +317,9 @@ def _initial(
     def normal(*shape: int, scale: float | None = None) -> np.ndarray:
         return (rng.normal(size=shape) * (scale or shape[0] ** -0.5)).astype(np.float32)
 
-    weights = {"ids": normal(n_items, dim, scale=dim**-0.5), "text": normal(n_text, dim, scale=dim**-0.5)}
+    # next to text, ids start small: an item that is hardly ever bought stays near what its text says
+    weights = {"ids": normal(n_items, dim, scale=(0.1 if n_text else 1) * dim**-0.5)}
+    weights["text"] = normal(n_text, dim, scale=dim**-0.5)
     weights["positions"] = normal(config.max_length, dim, scale=0.02)
     weights["kinds"], weights["gaps"] = normal(n_kinds, dim, scale=0.02), normal(N_GAPS, dim, scale=0.02)
     for n in range(config.blocks):

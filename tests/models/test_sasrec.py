@@ -197,3 +197,13 @@ def test_averaged_weights_and_dot_products_learn_the_pattern():
     log = cycle()
     model = trained(log, epochs=40, targets="all", average=0.9, temperature=None, weight_decay=0.01)
     assert (scores(model, log).argmax(1) == following(log)).mean() >= 0.9
+
+
+def test_text_is_whitened_and_a_warm_start_keeps_its_components():
+    log, rng = cycle(), np.random.default_rng(0)
+    text = (rng.normal(size=(N_ITEMS, 4)) * [1, 2, 3, 4] + 10).astype(np.float32)
+    first = trained(log, text, text=True, epochs=1)
+    seen = (text - first.mean_) @ first.matrix_
+    np.testing.assert_allclose(seen.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(seen.T @ seen / N_ITEMS, np.eye(4) / 4, atol=1e-5)
+    np.testing.assert_array_equal(trained(log, -text, start=first, text=True, epochs=1).matrix_, first.matrix_)
