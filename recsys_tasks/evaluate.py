@@ -62,13 +62,13 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
                 beyond = beyond_accuracy(
                     ranked, np.diff(known.past.bought.tocsc().indptr), known.past.n_users, int(candidates.sum())
                 )
+                whole = {"beyond_accuracy": beyond, "report": loaded[recipe].report()}
                 groups = {EVERYONE: np.ones(len(tier), bool)} | {name: tier == name for name in TIERS}
                 for name, members in groups.items():
                     if members.any():
                         part = {metric: value[members] for metric, value in values.items()}
                         against = {metric: value[members] for metric, value in of_popular.items()}
                         row = _row(recipe, view, name, part, against)
-                        whole = {"beyond_accuracy": beyond, "report": loaded[recipe].report()}
                         rows.append(row | (whole if name == EVERYONE else {}))
                 if len(new.users):
                     strangers = np.broadcast_to(

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -372,6 +372,18 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 def digest(item_ids: np.ndarray) -> str:
     """Return 16 hexadecimal digits of a list of ids."""
     return hashlib.sha256("\n".join(item_ids).encode()).hexdigest()[:16]
+
+
+def codes_of(values: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return a number for each different value, in their order; (n,) int32."""
+    return np.unique(np.array(values, dtype=str), return_inverse=True)[1].astype(np.int32)
+
+
+def distinct_rows(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (n,) int32 the place of each row among the distinct ones, and these; rows are compared as bytes."""
+    bytes_of = np.ascontiguousarray(vectors).view(np.dtype((np.void, vectors.dtype.itemsize * vectors.shape[1])))
+    _, first, place = np.unique(bytes_of.ravel(), return_index=True, return_inverse=True)
+    return place.astype(np.int32), vectors[first]
 
 
 def opinionated(scores: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Between, Material, Model, best_evidence
+from recsys_tasks.models.base import Between, Material, Model, best_evidence, codes_of, distinct_rows
 from recsys_tasks.snapshot import Interactions
 
 
@@ -42,8 +42,7 @@ class Content(Model):
 
     def _fit(self, material: Material) -> None:
         catalog = material.catalog
-        vectors, text_of = np.unique(material.text_vectors, axis=0, return_inverse=True)
-        self.text_of_ = text_of.ravel().astype(np.int32)
+        self.text_of_, vectors = distinct_rows(material.text_vectors)
         told = np.abs(vectors).sum(1) > 0
         known = np.zeros(len(vectors), bool)  # texts that stood in the catalogue when the window ended
         known[self.text_of_[catalog.known_since < material.interactions.as_of]] = True
@@ -52,7 +51,7 @@ class Content(Model):
             vectors = (vectors - mean) @ matrix
             vectors[~told] = 0
         self.vectors_ = unit(vectors).astype(np.float32)
-        self.categories_ = np.unique(np.array(catalog.categories, str), return_inverse=True)[1].astype(np.int32)
+        self.categories_ = codes_of(catalog.categories)
         self.prices_ = np.where(catalog.prices > 0, catalog.prices, 0.0)  # 0 where unknown
 
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from recsys_tasks.models.base import codes_of
 from recsys_tasks.snapshot import DAY, Catalog, Interactions
 
 HALF_LIVES = (3.0, 7.0, 14.0, 30.0, 90.0)
@@ -58,8 +59,7 @@ class Items:
 
 def _codes(values: list[str]) -> np.ndarray:
     """Return a number for each different value, -1 for none."""
-    _, code = np.unique(np.array(["", *values], dtype=str), return_inverse=True)
-    return (code[1:] - 1).astype(np.int32)
+    return codes_of(["", *values])[1:] - 1
 
 
 class Features:

@@ -19,7 +19,7 @@ TensorFlow trains; to recommend, the towers are a few products of arrays, and ne
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from scipy.stats import rankdata
 
 from recsys_tasks.history import by_group
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Between, Material, Model, best_evidence
+from recsys_tasks.models.base import Between, Material, Model, best_evidence, codes_of, distinct_rows
 from recsys_tasks.snapshot import Catalog, Interactions
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,7 @@ class TwoTower(Model):
         ]
         self.item_vectors_ = np.concatenate([part.numpy() for part in items])
         self.query_ = {name: np.asarray(value) for name, value in network.query_tower.arrays().items()}
+        self.query_["items"] = self.query_["items"] * network.known_items[:, None]  # others are as they were drawn
         self.query_["attribute_codes"] = attributes
 
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
@@ -336,11 +337,11 @@ def _item_tower(config: TwoTowerConfig, material: Material) -> Any:
     import tensorflow as tf
 
     layers, catalog = tf.keras.layers, material.catalog
-    row, text = _distinct_rows(material.text_vectors)
+    row, text = distinct_rows(material.text_vectors)
     codes = {
-        "category": _codes(catalog.categories),
-        "department": _codes(catalog.departments),
-        "brand": _codes(catalog.brands),
+        "category": codes_of(catalog.categories),
+        "department": codes_of(catalog.departments),
+        "brand": codes_of(catalog.brands),
     }
 
     class ItemTower(tf.keras.Model):
@@ -393,22 +394,10 @@ def _attribute_codes(attributes: Mapping[str, np.ndarray], n_users: int) -> np.n
     """Return (n_users, n_attributes) int32; each value of each attribute has a number of its own."""
     codes, first = np.zeros((n_users, len(attributes)), np.int32), 0
     for column, values in enumerate(attributes.values()):
-        found = _codes(values)
+        found = codes_of(values)
         codes[:, column] = found + first
         first += int(found.max(initial=0)) + 1
     return codes
-
-
-def _distinct_rows(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (n,) int32 the place of each row among the distinct ones, and these."""
-    bytes_of = np.ascontiguousarray(vectors).view(np.dtype((np.void, vectors.dtype.itemsize * vectors.shape[1])))
-    _, first, place = np.unique(bytes_of.ravel(), return_index=True, return_inverse=True)
-    return place.astype(np.int32), vectors[first]
-
-
-def _codes(values: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Return a number for each different value; (n_items,) int32."""
-    return np.unique(np.array(values, dtype=str), return_inverse=True)[1].astype(np.int32)
 
 
 def _price_features(catalog: Catalog) -> np.ndarray:

@@ -38,6 +38,11 @@ def test_an_item_that_nobody_bought_is_told_by_its_text(fitted):
     assert (ranked.items[:, 0] % 2 == np.arange(SIZE - 2) % 2).all()
 
 
+def test_an_item_that_nobody_bought_says_nothing_of_whom_has_it_in_his_history(fitted):
+    said = np.abs(fitted.query_["items"]).sum(1) > 0
+    assert said.tolist() == [True] * (SIZE - 2) + [False] * 2
+
+
 def test_an_example_is_the_first_event_of_a_pair_told_by_earlier_baskets_newest_first():
     log = interactions([(0, 1, 1), (0, 2, 2), (0, 3, 2), (0, 1, 3), (0, 4, 4), (1, 2, 1)], 2, 5, days=5)
     found = _examples(log, TwoTowerConfig(history=3), held_out=0)
