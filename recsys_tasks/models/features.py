@@ -71,12 +71,14 @@ class Features:
         self.today = log.as_of / DAY
 
     @cached_property
-    def _day(self) -> np.ndarray:
-        return (self.log.time // DAY).astype(np.int64)
+    def _pairs(self) -> "Rhythm":
+        return Rhythm.of(self.log.item_idx, self.log.n_items, self.log)
 
     @cached_property
-    def _pairs(self) -> "Rhythm":
-        return Rhythm.of(self.log.user_idx, self.log.item_idx, self.log.n_items, self.log, self._day)
+    def _wishes(self) -> "Rhythm | None":
+        """Events that are no target: carts, favourites and views, say, where purchases are."""
+        wish = ~self.log.is_target
+        return Rhythm.of(self.log.item_idx, self.log.n_items, self.log, wish) if wish.any() else None
 
     @cached_property
     def _groups(self) -> list["Rhythm | None"]:
@@ -85,7 +87,7 @@ class Features:
             code = codes[self.log.item_idx]
             n = int(codes.max()) + 1
             told = code >= 0
-            found.append(Rhythm.of(self.log.user_idx, code, n, self.log, self._day, told) if n > 1 else None)
+            found.append(Rhythm.of(code, n, self.log, told) if n > 1 else None)
         return found
 
     @cached_property
@@ -165,6 +167,10 @@ class Features:
         with np.errstate(divide="ignore", invalid="ignore"):
             found["own_due_of_item"] = found["own_recency"] / of_item["item_interval"]
             found["own_share"] = found["own_days"] / of_user["user_days"]
+        if self._wishes is not None:
+            wished = self._wishes.ask(users, items, self.today)
+            found |= {f"wished_{kind}": wished[kind] for kind in ("days", "recency", "weight_30")}
+            found["wished_since"] = wished["recency"] - found["own_recency"]  # 0 where the wish is the newest event
         for name, codes, rhythm in zip(self.items.NAMES, self.items.groups.T, self._groups, strict=True):
             if rhythm is not None:
                 of_group = rhythm.ask(users, codes[items], self.today)
@@ -189,25 +195,18 @@ class Rhythm:
     """(n,) different days (UTC) with an event"""
     first: np.ndarray
     last: np.ndarray
-    """(n,) days since 1970"""
+    """(n,) days since 1970, with the time of day"""
     weights: dict[float, np.ndarray]
     """By half-life, the weights of the events halved with their age."""
 
     @classmethod
-    def of(
-        cls,
-        user: np.ndarray,
-        column: np.ndarray,
-        n_columns: int,
-        log: Interactions,
-        day: np.ndarray,
-        told: np.ndarray | None = None,
-    ) -> "Rhythm":
-        """Count the events of each pair; ``told`` says which events take part."""
+    def of(cls, column: np.ndarray, n_columns: int, log: Interactions, told: np.ndarray | None = None) -> "Rhythm":
+        """Count the events of each user and ``column`` (n_events,); ``told`` says which events take part."""
         rows: slice | np.ndarray = slice(None) if told is None else np.flatnonzero(told)
-        key = user[rows].astype(np.int64) * n_columns + column[rows]
+        key = log.user_idx[rows].astype(np.int64) * n_columns + column[rows]
         order = np.argsort(key, kind="stable")  # in a pair, in the order of time
-        key, day = key[order], day[rows][order]
+        key, time = key[order], log.time[rows][order]
+        day, when = time // DAY, time / DAY
         starts = np.flatnonzero(np.diff(key, prepend=-1))
         new_day = np.ones(len(key), bool)
         new_day[1:] = (np.diff(key) != 0) | (np.diff(day) != 0)
@@ -215,7 +214,7 @@ class Rhythm:
         weight, age = log.weight[rows][order], log.age_days[rows][order]
         sums = {h: np.add.reduceat(weight * 0.5 ** (age / h), starts) if len(key) else age for h in OWN_HALF_LIVES}
         n_days = np.add.reduceat(new_day, starts, dtype=np.int64) if len(key) else starts
-        return cls(key[starts], n_columns, n_days, day[starts], day[ends], sums)
+        return cls(key[starts], n_columns, n_days, when[starts], when[ends], sums)
 
     @property
     def row(self) -> np.ndarray:

@@ -52,7 +52,7 @@ class ItemKNN(Model):
             here = np.arange(len(block))
             block /= norm[start : start + 1000, None] * norm[None, :] + self.config.shrink / np.sqrt(x.shape[0])
             block[here, start + here] = 0
-            top, value = base.top_k(block, min(self.config.neighbours, len(chosen)))
+            top, value = base.top_k(opinionated(block), min(self.config.neighbours, len(chosen)))
             rows.append(np.repeat(start + here, top.shape[1]))
             columns.append(top.ravel())
             values.append(value.ravel())

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from recsys_tasks.history import by_group
 from recsys_tasks.models import base
 from recsys_tasks.models.base import Between, Material, Model, best_evidence
 from recsys_tasks.models.content import whitening
@@ -48,9 +49,11 @@ class SASRecConfig(base.Config):
     feed_forward: int = 1
     """hidden width of a block's second half, in ``dim``"""
     max_length: int = 50
-    """events of a history that are looked at, the newest"""
+    """events of a history that are looked at, the newest; training goes through all of it in pieces of so many"""
+    half_life_days: float | None = None
+    """days in which an example loses half its weight in the loss"""
     batch_size: int = 128
-    """histories"""
+    """pieces of histories"""
     epochs: int = 200
     """most epochs; with a validation window, the best number of them takes its place"""
     patience: int = 10
@@ -88,6 +91,7 @@ class SASRec(Model):
         "dim": (32, 64, 128),
         "blocks": Between(1, 2),
         "max_length": (20, 50, 100),
+        "half_life_days": (None, 30.0, 90.0, 365.0),
         "learning_rate": Between(3e-4, 3e-3, log=True),
         "weight_decay": (0.0, 0.01, 0.1, 0.3),
         "dropout": Between(0.1, 0.6),
@@ -225,6 +229,20 @@ def last_events(interactions: Interactions, users: np.ndarray, length: int) -> n
     return events
 
 
+def windows(interactions: Interactions, length: int) -> np.ndarray:
+    """Return (n, length + 1) positions in the log of all histories, each cut from its end into pieces.
+
+    A piece begins with the event that the piece before it ended with, so every event but a customer's first has one
+    before it in one piece. Pieces are filled from the left with -1; histories of one event are left out.
+    """
+    order, start = by_group(interactions.user_idx, interactions.n_users)
+    first, end = start[:-1], start[1:]
+    pieces = np.maximum(-(-(end - first - 1) // length), 0)
+    back = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # 0 for a customer's newest piece
+    place = (np.repeat(end, pieces) - back * length)[:, None] + np.arange(-length - 1, 0)
+    return np.where(place < np.repeat(first, pieces)[:, None], -1, order[np.maximum(place, 0)])
+
+
 def _kind(interactions: Interactions) -> np.ndarray:
     """Return (n_events,) float32, a number for each weight and whether the event is a target."""
     return interactions.weight * np.where(interactions.is_target, -1, 1).astype(np.float32)
@@ -254,11 +272,12 @@ def _buckets(lengths: np.ndarray, longest: int) -> Iterator[tuple[int, np.ndarra
 def _training_batches(
     interactions: Interactions, config: SASRecConfig, kinds: np.ndarray, rng: np.random.Generator
 ) -> list[Batch]:
-    """Return an epoch's batches, each of ``batch_size`` histories; the last of a length is filled with empty ones."""
-    users = np.flatnonzero(np.bincount(interactions.user_idx, minlength=interactions.n_users) > 1)
-    events = shuffled_baskets(last_events(interactions, users, config.max_length + 1), interactions.time, rng)
+    """Return an epoch's batches, each of ``batch_size`` pieces; the last of a length is filled with empty ones."""
+    events = shuffled_baskets(windows(interactions, config.max_length), interactions.time, rng)
     target = next_basket(events, interactions.time, rng)[:, :-1]
     weight = interactions.weight * (_is_new(interactions) if config.targets == "new" else 1)
+    if config.half_life_days:
+        weight = weight * 0.5 ** (interactions.age_days / config.half_life_days)
     data = _inputs(interactions, events[:, :-1], kinds)
     data["targets"] = interactions.item_idx[target].astype(np.int32)
     data["weights"] = np.where(target < 0, 0, weight[target]).astype(np.float32)

@@ -9,6 +9,7 @@ from recsys_tasks.contract import VIEWS
 from recsys_tasks.errors import TrainingError
 from recsys_tasks.metrics import hits, ndcg_at_k
 from recsys_tasks.models import BASELINES
+from recsys_tasks.models.features import Features, Items
 from recsys_tasks.models.ranker import Ranker, RankerConfig
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
@@ -155,6 +156,17 @@ def test_a_list_says_which_source_put_an_item_there():
     own = lists(fitted, log, 5).sources
     assert set(own.ravel()) <= set(BASELINES)
     assert (lists(fitted, log, 5, users=[-1]).sources == "popular").all()
+
+
+def test_a_cart_that_waits_is_told_from_one_that_was_bought():
+    rows = [(0, 0, 1.5, 0.5, False), (0, 1, 2.0, 0.5, False), (0, 1, 3.0), (0, 2, 3.0)]
+    facts = Features(log := interactions(rows, 1, 4, 4), Items.of(catalog(4), np.zeros((4, 1), np.float32)))
+    told = facts.of_pairs(np.zeros(4, int), np.arange(4))
+    np.testing.assert_array_equal(told["wished_recency"], np.float32([2.5, 2.0, np.nan, np.nan]))
+    np.testing.assert_array_equal(told["wished_since"], np.float32([0.0, 1.0, np.nan, np.nan]))
+    assert told["wished_days"].tolist() == [1, 1, 0, 0]
+    only_bought = Features(log.since(START + 3 * DAY), facts.items)
+    assert "wished_days" not in only_bought.of_pairs(np.zeros(4, int), np.arange(4))
 
 
 def test_without_a_source_there_is_nothing_to_rank():

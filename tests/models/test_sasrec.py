@@ -19,6 +19,7 @@ from recsys_tasks.models.sasrec import (
     shuffled_baskets,
     softmax_loss,
     states,
+    windows,
 )
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
@@ -131,6 +132,13 @@ def test_what_comes_next_is_of_the_next_basket_and_a_basket_has_no_order():
             found.add(int(target))
     assert orders == {(-1, *a, *b, 4) for a in ((0, 1), (1, 0)) for b in ((2, 3), (3, 2))}
     assert targets == [{-1}, {2, 3}, {2, 3}, {4}, {4}, {-1}]
+
+
+def test_training_goes_through_the_whole_of_a_history_in_pieces_that_share_an_event():
+    log = interactions([(1, 0, 0), *[(0, item % 6, item) for item in range(6)], (2, 0, 1), (2, 1, 2)], 4, 6, days=7)
+    when = np.where((found := windows(log, 2)) < 0, -1, log.time[found] // DAY - log.time[0] // DAY)
+    assert when.tolist() == [[3, 4, 5], [1, 2, 3], [-1, 0, 1], [-1, 1, 2]]
+    assert log.user_idx[found].tolist()[:2] == [[0] * 3] * 2
 
 
 def test_new_is_what_was_not_bought_before():
