@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pandas as pd
-from protocol.leave_last_out import LeaveLastOut, data_folder, made_up
+from protocol.leave_last_out import TIMELESS, LeaveLastOut, data_folder, made_up
 from protocol.page import RESULTS, finish, limits_table, made_by, table
 
 from recsys_tasks.embed import Encoder
@@ -35,7 +35,8 @@ from recsys_tasks.metrics import hits, recall_at_k
 from recsys_tasks.models import Material
 from recsys_tasks.models.sasrec import SASRec, SASRecConfig
 
-SIZE = {"dim": 64, "max_length": 50, "batch_size": 128, "negatives": 256, "dropout": 0.2, "temperature": None}
+SIZE = {**TIMELESS, "dim": 64, "max_length": 50, "batch_size": 128, "negatives": 256, "dropout": 0.2}
+SIZE |= {"temperature": None, "text": False}
 RECTOOLS = {
     "n_blocks": 1,
     "n_heads": 1,
@@ -49,7 +50,7 @@ RECTOOLS = {
 EPOCHS = 5
 """Of ours a turn; the first also compiles and is told apart."""
 TURNS = 2
-USED = {"text": True, "dropout": 0.5, "average": 0.999, "epochs": 30, "patience": 3}
+USED = {**TIMELESS, "batch_size": 128, "dropout": 0.5, "temperature": 0.07, "epochs": 30, "patience": 3}
 
 
 def main() -> int:

@@ -18,6 +18,8 @@ from recsys_tasks.split import Truth, truth
 
 ROOT = Path(__file__).resolve().parents[2]
 END = 20_000 * DAY
+TIMELESS = {"half_life_days": None, "trend": 0.0}
+"""Of ``sasrec``: where everybody's history ends on the same day, no event is old and nothing is in fashion."""
 
 
 def data_folder() -> Path:

@@ -27,6 +27,9 @@ FORMAT = 1
 FILL_HALF_LIFE_DAYS = 14.0
 """Recency of the popularity that fills up what a model leaves empty."""
 
+TREND_HALF_LIFE_DAYS = 14.0
+"""Recency of what counts as now, where a model's logits follow the trend."""
+
 
 @dataclass(frozen=True)
 class Between:
@@ -384,6 +387,16 @@ def distinct_rows(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bytes_of = np.ascontiguousarray(vectors).view(np.dtype((np.void, vectors.dtype.itemsize * vectors.shape[1])))
     _, first, place = np.unique(bytes_of.ravel(), return_index=True, return_inverse=True)
     return place.astype(np.int32), vectors[first]
+
+
+def trend(histories: Interactions, half_life_days: float | None) -> np.ndarray:
+    """Return (n_items,) float32, how much more an item sells now than in examples of that half-life, as a logarithm.
+
+    Added to logits, which are those of the examples, it moves their prior to the present.
+    """
+    now, then = histories.popularity(TREND_HALF_LIFE_DAYS), histories.popularity(half_life_days or np.inf)
+    now, then = (share / max(share.sum(), 1e-12) + 1 / len(share) ** 2 for share in (now, then))
+    return np.log(now / then).astype(np.float32)
 
 
 def opinionated(scores: np.ndarray) -> np.ndarray:

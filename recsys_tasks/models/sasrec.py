@@ -6,6 +6,9 @@ an event (Klenitskiy & Vasilev 2023); pre-norm blocks; positions counted from th
 length with a temperature; optionally item vectors from text (whitened, so that what all texts share does not drown what
 tells them apart), gaps between events, kinds of events, averaged weights.
 
+Training goes through whole histories, in pieces. Newer examples weigh more, and at serving the logits' prior is moved
+from the examples to the present (``base.trend``), as shops' fashions change faster than what goes with what.
+
 Events of one instant are a basket and have no order: they are shuffled every epoch, and what comes next is an item of
 the next basket. Where every event has its own time this is the next event.
 
@@ -50,13 +53,15 @@ class SASRecConfig(base.Config):
     """hidden width of a block's second half, in ``dim``"""
     max_length: int = 50
     """events of a history that are looked at, the newest; training goes through all of it in pieces of so many"""
-    half_life_days: float | None = None
-    """days in which an example loses half its weight in the loss"""
-    batch_size: int = 128
+    half_life_days: float | None = 90.0
+    """days in which an example loses half its weight in the loss; None for no loss of weight"""
+    trend: float = 1.0
+    """how much of the logarithm of an item's present share of events over its share in training is added"""
+    batch_size: int = 64
     """pieces of histories"""
     epochs: int = 200
     """most epochs; with a validation window, the best number of them takes its place"""
-    patience: int = 10
+    patience: int = 4
     """epochs without a better ndcg@10 on validation after which training stops"""
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
@@ -66,11 +71,11 @@ class SASRecConfig(base.Config):
     """trained items up to which the loss is taken over all of them"""
     negatives: int = 1024
     """else: items drawn for a batch"""
-    temperature: float | None = 0.07
+    temperature: float | None = 0.1
     """of the softmax over cosines; None for plain dot products"""
     average: float = 0.999
     """decay a step of a running mean of the weights that is used in their place; 0 for none"""
-    text: bool = False
+    text: bool = True
     """an item's vector is that of its id plus a projection of its text, which speaks alone for items without events"""
     whiten: int = 256
     """components kept of the whitened text vectors; 0 leaves them as the encoder made them"""
@@ -92,6 +97,7 @@ class SASRec(Model):
         "blocks": Between(1, 2),
         "max_length": (20, 50, 100),
         "half_life_days": (None, 30.0, 90.0, 365.0),
+        "trend": Between(0.0, 1.5),
         "learning_rate": Between(3e-4, 3e-3, log=True),
         "weight_decay": (0.0, 0.01, 0.1, 0.3),
         "dropout": Between(0.1, 0.6),
@@ -147,7 +153,7 @@ class SASRec(Model):
         catalogue when the window ended.
         """
         vectors, start = material.text_vectors, material.start
-        if not self.config.text:
+        if not (self.config.text and vectors.any()):
             vectors = np.zeros((len(vectors), 0), np.float32)
         told = np.abs(vectors).sum(1) > 0
         known = told & (material.catalog.known_since < material.interactions.as_of)
@@ -183,6 +189,7 @@ class SASRec(Model):
         vectors = tf.constant(self.vectors_)
         output = self.item_vectors()
         unknown = np.abs(output).sum(1) == 0
+        trend = np.float32(self.config.trend) * base.trend(histories, self.config.half_life_days)
 
         def score(users: np.ndarray) -> np.ndarray:
             batch = _inputs(histories, last_events(histories, users, self.config.max_length), self.kinds_)
@@ -191,7 +198,7 @@ class SASRec(Model):
                 inputs = {name: array[rows, -length:] for name, array in batch.items()}
                 embedded = tf.gather(vectors, tf.maximum(inputs["items"], 0))
                 state[rows] = states(self.config, weights, embedded, inputs)[:, -1].numpy()
-            scores = state @ output.T
+            scores = state @ output.T / np.float32(self.config.temperature or 1) + trend
             scores[:, unknown] = -np.inf
             scores[(batch["items"] < 0).all(1)] = -np.inf
             return scores

@@ -62,7 +62,6 @@ class TwoTowerConfig(base.Config):
     """whether the item tower reads text, category, department, brand and price"""
 
 
-NOW_DAYS = 14.0
 PATIENCE = 2
 ITEM_BATCH = 8192
 HELD_OUT = 20
@@ -140,7 +139,7 @@ class TwoTower(Model):
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
         order, start = by_group(histories.user_idx, histories.n_users)
         items = histories.item_idx[order]
-        trend = self._trend(histories)
+        trend = np.float32(self.config.trend) * base.trend(histories, self.config.half_life_days)
 
         def score(users: np.ndarray) -> np.ndarray:
             ends = start[users + 1]
@@ -150,12 +149,6 @@ class TwoTower(Model):
             return scores
 
         return score
-
-    def _trend(self, histories: Interactions) -> np.ndarray:
-        """(n_items,) how much more an item sells now than in the examples, as a logarithm; the prior has shifted."""
-        now, then = (histories.popularity(days) for days in (NOW_DAYS, self.config.half_life_days))
-        now, then = (share / share.sum() + 1 / len(share) ** 2 for share in (now, then))
-        return (self.config.trend * np.log(now / then)).astype(np.float32)
 
     def _vectors(self, users: np.ndarray, last: np.ndarray) -> np.ndarray:
         """(n, dim) vectors of unit length, of users whose last items are (n, history); -1 pads."""

@@ -10,7 +10,7 @@ import pytest
 
 from recsys_tasks.contract import VIEWS
 from recsys_tasks.errors import NotFittedError, TrainingError
-from recsys_tasks.models import BASELINES, MODELS, SECOND_STAGE, Material, model_class
+from recsys_tasks.models import BASELINES, MODELS, SECOND_STAGE, Material, base, model_class
 from recsys_tasks.models.base import top_k
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
@@ -264,3 +264,14 @@ def test_who_watches_a_training_may_end_it(name):
         model(name).fit(watched)
     assert len(looks) == 2
     assert all(0 <= found <= 1 for found in looks)
+
+
+def test_the_prior_moves_to_what_sells_now():
+    steady = [(0, 0, day) for day in range(100)]
+    log = interactions(
+        [*steady, *[(0, 1, day) for day in range(50)], *[(0, 2, day) for day in range(50, 100)]], 1, 4, 100
+    )
+    found = base.trend(log, None)
+    assert found[2] > 0.3 > found[0] > found[1] + 1
+    assert found[3] == 0  # what never sold is as rare as it was
+    np.testing.assert_array_equal(base.trend(log, base.TREND_HALF_LIFE_DAYS), np.zeros(4, np.float32))

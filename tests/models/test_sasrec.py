@@ -27,7 +27,8 @@ from tests.interactions import interactions
 from tests.models.worlds import catalog, material
 
 N_ITEMS = 12
-SMALL = {"dim": 16, "max_length": 8, "batch_size": 32, "dropout": 0.1, "learning_rate": 0.01}
+SMALL = {"dim": 16, "max_length": 8, "batch_size": 32, "dropout": 0.1, "learning_rate": 0.01, "temperature": 0.07}
+SMALL |= {"text": False, "patience": 10, "half_life_days": None, "trend": 0.0}
 
 
 def cycle(n_users=60, days=9, skip=()):
