@@ -417,7 +417,11 @@ def softmax_loss(right: Any, wrong: Any, targets: Any, negatives: Any, weights: 
 
 
 class Trainer:
-    """Weights under training by Adam (Kingma & Ba 2015)."""
+    """Weights under training by Adam (Kingma & Ba 2015).
+
+    A step touches few of many items, so the vectors of the others stand still: their moments do not decay either
+    ("lazy" Adam), and their running mean is brought up to date when they are next touched, or at the end.
+    """
 
     def __init__(
         self, config: SASRecConfig, weights: dict[str, np.ndarray], trained: np.ndarray, text: np.ndarray, seed: int
@@ -430,8 +434,11 @@ class Trainer:
         self.first = {name: tf.Variable(np.zeros_like(array)) for name, array in weights.items()}
         self.second = {name: tf.Variable(np.zeros_like(array)) for name, array in weights.items()}
         self.averages = {name: tf.Variable(array) for name, array in weights.items()} if config.average else {}
+        self.forgotten = tf.Variable(0.0)  # logarithm of what the running mean still holds of its first value
+        self.touched = tf.Variable(np.zeros(len(weights["ids"]), np.float32))  # that, when an item was last touched
         self.steps, self.seed = tf.Variable(0), seed
-        self.plain, self.compiled = tf.function(self._step), tf.function(self._step, jit_compile=True)
+        self.step = tf.function(self._step)
+        self.compiled = tf.function(self._gradients, jit_compile=True)
 
     def epoch(self, batches: list[Batch]) -> float:
         """Take a step a batch and return the mean loss."""
@@ -439,36 +446,63 @@ class Trainer:
         losses = []
         for batch in batches:
             pays = steps[batch["items"].shape] * self.config.epochs >= COMPILE_FROM
-            losses.append((self.compiled if pays else self.plain)(batch))
+            losses.append(self.step(batch, pays))
         return float(np.mean([loss.numpy() for loss in losses]))
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the weights to use."""
-        return {name: variable.numpy() for name, variable in (self.averages or self.variables).items()}
+        if not self.averages:
+            return {name: variable.numpy() for name, variable in self.variables.items()}
+        found = {name: variable.numpy() for name, variable in self.averages.items()}
+        still = np.exp(self.forgotten.numpy() - self.touched.numpy())[:, None]
+        now = self.variables["ids"].numpy()
+        return {**found, "ids": now + (found["ids"] - now) * still}
 
-    def _step(self, batch: Batch) -> Any:
+    def _step(self, batch: Batch, compiled: bool) -> Any:
         import tensorflow as tf
 
         config = self.config
         self.steps.assign_add(1)
-        with tf.GradientTape() as tape:
-            loss = self._loss(batch)
-        gradients = tape.gradient(loss, list(self.variables.values()))
+        loss, gradients, values, items = (self.compiled if compiled else self._gradients)(batch)
         now = tf.cast(self.steps, tf.float32)
         rate = config.learning_rate * tf.sqrt(1 - 0.999**now) / (1 - 0.9**now)
-        for (name, variable), gradient in zip(self.variables.items(), gradients, strict=True):
-            if gradient is None:  # an input that the configuration leaves out
-                continue
-            gradient = tf.convert_to_tensor(gradient)
+        keep = tf.minimum(config.average, (1 + now) / (10 + now))
+        for name, gradient in gradients.items():
+            variable = self.variables[name]
             first = self.first[name].assign(0.9 * self.first[name] + 0.1 * gradient)
             second = self.second[name].assign(0.999 * self.second[name] + 0.001 * gradient**2)
             change = rate * first / (tf.sqrt(second) + 1e-8)
             decay = config.weight_decay if variable.shape.rank > 1 else 0.0
             variable.assign_sub(change + config.learning_rate * decay * variable)
             if config.average:
-                fresh = tf.minimum(config.average, (1 + now) / (10 + now))
-                self.averages[name].assign(fresh * self.averages[name] + (1 - fresh) * variable)
+                self.averages[name].assign(keep * self.averages[name] + (1 - keep) * variable)
+        rows, place = tf.unique(items)
+        gradient = tf.math.unsorted_segment_sum(values, place, tf.size(rows))
+        before = tf.gather(self.variables["ids"], rows)
+        first = 0.9 * tf.gather(self.first["ids"], rows) + 0.1 * gradient
+        second = 0.999 * tf.gather(self.second["ids"], rows) + 0.001 * gradient**2
+        change = rate * first / (tf.sqrt(second) + 1e-8) + config.learning_rate * config.weight_decay * before
+        updates = [(self.variables["ids"], before - change), (self.first["ids"], first), (self.second["ids"], second)]
+        if config.average:
+            still = tf.exp(self.forgotten - tf.gather(self.touched, rows))[:, None]
+            mean = before + (tf.gather(self.averages["ids"], rows) - before) * still
+            updates.append((self.averages["ids"], keep * mean + (1 - keep) * (before - change)))
+            self.forgotten.assign_add(tf.math.log(keep))
+            updates.append((self.touched, tf.fill(tf.shape(rows), self.forgotten)))
+        for variable, update in updates:
+            variable.scatter_update(tf.IndexedSlices(update, rows))
         return loss
+
+    def _gradients(self, batch: Batch) -> tuple[Any, dict[str, Any], Any, Any]:
+        """Return the loss, its gradient by name, and for ``ids`` the gradient (m, dim) of m items with repetitions."""
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = self._loss(batch)
+        found = tape.gradient(loss, self.variables)
+        ids = found.pop("ids")
+        used = {name: gradient for name, gradient in found.items() if gradient is not None}  # by the configuration
+        return loss, used, ids.values, ids.indices
 
     def _loss(self, batch: Batch) -> Any:
         import tensorflow as tf
