@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from recsys_tasks import history, reading
 from recsys_tasks.contract import EVENTS
-from recsys_tasks.errors import TemporarilyUnavailable
+from recsys_tasks.errors import SourceError, TemporarilyUnavailable
 from recsys_tasks.history import open_history
 from recsys_tasks.lake import Lake, sha256, table_bytes
 from recsys_tasks.shop import load_shop
@@ -343,7 +343,7 @@ def test_a_history_forgets_the_customers_whose_events_are_gone(shop, tmp_path):
     assert log.user_ids.tolist() == ["u0", "u1", "u2"]
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "jsonl with blank lines", "jsonl.gz"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "jsonl with blank lines", "jsonl.gz", "jsonl.gz with blank lines"])
 def test_the_bad_rows_of_a_large_file_have_their_numbers_although_nobody_counted(shop, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(reading, "_BIG", 0)
     bad, n = {1, 7, 123_456, 149_999}, 150_000
@@ -363,3 +363,27 @@ def test_the_bad_rows_of_a_large_file_have_their_numbers_although_nobody_counted
     first = 2 if "blank" in kind else 1
     assert [row["row"] for row in found.quarantine if row["field"] == "user_id"] == sorted(row + first for row in bad)
     assert read == ([name] * 2 if "blank" in kind else [name])
+
+
+@pytest.mark.parametrize("cut", [30_000, 1])
+def test_a_large_compressed_file_that_was_cut_off_is_never_half_a_log(shop, tmp_path, monkeypatch, cut):
+    monkeypatch.setattr(reading, "_BIG", 0)
+    rng = np.random.default_rng(0)
+    form = '{"user": "u%s", "item": "i1", "at": "2020-01-01T10:00:00Z", "n": 1}\n'
+    text = gzip.compress("".join(form % user for user in rng.integers(0, 1 << 40, 50_000)).encode(), 1)
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "a.jsonl.gz").write_bytes(text[:-cut])
+    with pytest.raises(SourceError, match=r"a\.jsonl\.gz: cannot be read.*not copied to its end"):
+        shop({})
+
+
+def test_a_large_compressed_file_with_a_broken_line_loses_that_line_alone(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_BIG", 0)
+    form = '{"user": "u%s", "item": "i1", "at": "2020-01-01T10:00:00Z", "n": 1}\n'
+    lines = [form % user for user in range(50_000)]
+    lines[40_000] = '{"user": "u\n'
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "a.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode(), 1))
+    found, _ = shop({})
+    assert (found.counts["kept"], found.counts["quarantined"]) == (49_999, 1)
+    assert found.quarantine[0]["row"] == 40_001
