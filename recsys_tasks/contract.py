@@ -65,7 +65,8 @@ CUSTOMERS: Final = pa.schema(
         pa.field("last_day", pa.date32()),
     ]
 )
-"""Every customer of the log, sorted by user_id: a row is a ``user_idx``. Events that say something of a taste count."""
+"""Every customer of the log, in the order of their first events: a row is a ``user_idx``. Events that say something of
+a taste count."""
 
 ITEM_STATISTICS: Final = pa.schema(
     [

@@ -332,8 +332,8 @@ class _Ingestion:
 
     def _known_days(self) -> dict[str, dict[str, Any]]:
         """What the last nights wrote, by key."""
-        nights = sorted(self.lake.entries("ingested"), key=lambda entry: self.lake.path(entry).stat().st_mtime)
-        found = {key: day for entry in nights[-3:] for key, day in self.lake.manifest(entry)["days"].items()}
+        nights = self.lake.newest("ingested")
+        found = {key: day for entry in nights for key, day in self.lake.manifest(entry)["days"].items()}
         return {key: day for key, day in found.items() if (self.lake.root / day["file"]).is_file()}
 
     def _write_batch(self, parts: list[_Part]) -> dict[str, dict[str, Any]]:

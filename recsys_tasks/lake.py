@@ -195,6 +195,13 @@ class Lake:
         """Return the entries of a kind, by name."""
         return sorted(f"{kind}/{path.parent.name}" for path in (self.root / kind).glob(f"*/{MANIFEST}"))
 
+    def newest(self, kind: str) -> list[str]:
+        """Return the three entries of a kind that were made or used last, the newest at the end.
+
+        A step may take parts of them where that gives the same bytes as making them again.
+        """
+        return sorted(self.entries(kind), key=lambda entry: self.path(entry).stat().st_mtime)[-3:]
+
     def drop(self, entry: str) -> None:
         """Remove an entry: first from sight by one rename, then from disk."""
         grave = Path(tempfile.mkdtemp(prefix="dropped-", dir=self.drafts()))

@@ -35,9 +35,10 @@ def recommend(night: Night, shard: int, champions: str, index: str, snapshot: st
     shelf = Shelf.open(lake, night.shop, snapshot, vectors)
     with lake.create(lists, inputs) as folder:
         users = of_shard(shelf.interactions.user_ids, shard, n_shards)
+        readers = shelf.interactions.user_ids[users].astype(str)
         if shard == 0:
-            visitor = np.searchsorted(shelf.interactions.user_ids[users].astype(str), ANONYMOUS)
-            users = np.insert(users, visitor, -1)
+            users, readers = np.append(users, -1), np.append(readers, ANONYMOUS)
+        users = users[np.argsort(readers)]  # by which Parquet's readers find a list at once
         for placement, view in PLACEMENT_VIEW.items():
             model = shelf.load(lake.manifest(champions)["champions"][placement]["model"])
             table = _user_lists(night, shelf, model, users, exclude_seen=view == "discovery")

@@ -1,7 +1,8 @@
 """What a night's models see: the catalogue and the interactions of a snapshot, with dense indices.
 
 Outside ids (``user_id``, ``item_id``) become row and column numbers (``user_idx``, ``item_idx``) here and nowhere else:
-users and items stand in the order of their ids, so a number means the same in every task of the night.
+items stand in the order of their ids and users in that of their first events, so a number means the same in every task
+of the night.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,8 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from recsys_tasks.contract import CUSTOMERS, EVENT_TYPES, ITEM_ID, ITEM_STATISTICS, USER_ID
-from recsys_tasks.history import by_group, open_history
-from recsys_tasks.lake import Lake, fingerprint, write_table
+from recsys_tasks.history import History, by_group, open_history
+from recsys_tasks.lake import Lake, code_fingerprint, fingerprint, write_table
 from recsys_tasks.shop import Shop
 
 DAY = 86_400_000_000
@@ -245,29 +246,41 @@ class Snapshot:
         known = users.drop_columns(USER_ID).take(place)
         return {name: pc.fill_null(known[name], "").to_numpy().astype(str) for name in known.column_names}
 
-    def interactions(self, shop: Shop) -> Interactions:
-        """Return the events before ``as_of`` of items of the catalogue that say something of a taste (weight > 0)."""
-        found = open_history(self.lake, self.manifest["days"])
-        kind = found.array("type")
-        catalogue = pq.read_table(self.lake.path(self.id) / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
-        place = pc.index_in(found.items, catalogue.combine_chunks()).fill_null(-1).to_numpy()
+    def item_ids(self) -> pa.Array:
+        """Return the ids of the catalogue."""
+        return pq.read_table(self.lake.path(self.id) / "items.parquet", columns=[ITEM_ID])[ITEM_ID].combine_chunks()
+
+    def history(self) -> History:
+        """Return the log as arrays."""
+        return open_history(self.lake, self.manifest["days"])
+
+    def interactions(self, shop: Shop, start: int = 0) -> Interactions:
+        """Return the events before ``as_of`` of items of the catalogue that say something of a taste (weight > 0).
+
+        ``start`` leaves out so many events at the beginning of the log.
+        """
+        found, catalogue = self.history(), self.item_ids()
+        user, item, time, kind, value = (
+            found.array(name)[start:] for name in ("user", "item", "time", "type", "value")
+        )
+        place = pc.index_in(found.items, catalogue).fill_null(-1).to_numpy()
         weights = np.array([shop.weight(name) for name in EVENT_TYPES], np.float32)
         with ThreadPoolExecutor(2) as pool:  # a log is large, and memory is slow for one core
-            items = pool.submit(lambda: place[found.array("item")])
+            items = pool.submit(lambda: place[item])
             targets = pool.submit(lambda: kind == EVENT_TYPES.index(shop.target))
-            weight, item, is_target = weights[kind], items.result(), targets.result()
-        keep: Any = (weight > 0) & (item >= 0)
+            weight, item_idx, is_target = weights[kind], items.result(), targets.result()
+        keep: Any = (weight > 0) & (item_idx >= 0)
         keep = slice(None) if keep.all() else keep
         rated = kind[keep] == EVENT_TYPES.index("rating")
         rating = np.broadcast_to(np.float32(np.nan), rated.shape)
         if rated.any():
-            rating = np.where(rated, found.array("value")[keep], rating)
+            rating = np.where(rated, value[keep], rating)
         return Interactions(
             user_ids=found.users.to_numpy(zero_copy_only=False),
             n_items=len(catalogue),
-            user_idx=found.array("user")[keep],
-            item_idx=item[keep],
-            time=found.array("time")[keep],
+            user_idx=user[keep],
+            item_idx=item_idx[keep],
+            time=time[keep],
             weight=weight[keep],
             rating=rating,
             is_target=is_target[keep],
@@ -279,36 +292,83 @@ def write_statistics(lake: Lake, shop: Shop, snapshot: str) -> str:
     """Count each customer's and each item's events, once a night, and return the id of the tables.
 
     The entry holds ``customers.parquet`` (``contract.CUSTOMERS``) and ``items.parquet`` (``contract.ITEM_STATISTICS``).
+    Where an earlier night has counted the same log up to some day, only the days after it are counted.
     """
     inputs = {"snapshot": snapshot, "shop": shop.model_dump(mode="json", include={"event_weights", "tiers", "target"})}
     entry = f"statistics/{fingerprint(inputs)}"
     if lake.has(entry):
         return entry
-    log = Snapshot(lake, snapshot).interactions(shop)
-    items = pq.read_table(lake.path(snapshot) / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
-    with lake.create(entry, inputs) as folder, ThreadPoolExecutor(2) as pool:
-        of_items = pool.submit(_counts, log, log.item_idx, log.n_items)
-        customers = {USER_ID: log.user_ids, **_counts(log, log.user_idx, log.n_users)}
-        customers["tier"] = tiers(customers["active_days"], shop.tiers.loyal, shop.tiers.warm)
+    night = Snapshot(lake, snapshot)
+    history, catalogue = night.history(), night.item_ids()
+    manifest = {
+        **inputs,
+        "code": code_fingerprint(),
+        "days": [day["sha256"] for day in night.manifest["days"]],
+        "items": len(history.items),
+    }
+    earlier, counted = _counted(lake, night, manifest, history.items, catalogue)
+    log = night.interactions(shop, counted)
+    with lake.create(entry, manifest) as folder, ThreadPoolExecutor(2) as pool:
+        counting = pool.submit(_counts, log, log.item_idx, log.n_items)
+        customers, items = _counts(log, log.user_idx, log.n_users), counting.result()
+        if earlier:
+            theirs = pq.read_table(lake.path(earlier) / "customers.parquet")
+            _add(customers, theirs, np.arange(len(theirs)))  # who is new stands behind them
+            theirs = pq.read_table(lake.path(earlier) / "items.parquet")
+            place = pc.index_in(theirs[ITEM_ID], catalogue)
+            _add(items, theirs.filter(pc.is_valid(place)), place.drop_null().to_numpy())
+        columns = {USER_ID: log.user_ids, **_as_dates(customers)}
+        columns["tier"] = tiers(customers["active_days"], shop.tiers.loyal, shop.tiers.warm)
         write_table(
-            pa.table({name: customers[name] for name in CUSTOMERS.names}, CUSTOMERS), folder / "customers.parquet"
+            pa.table({name: columns[name] for name in CUSTOMERS.names}, CUSTOMERS), folder / "customers.parquet"
         )
-        counted = {ITEM_ID: items, **of_items.result()}
-        names = ITEM_STATISTICS.names
-        write_table(pa.table({name: counted[name] for name in names}, ITEM_STATISTICS), folder / "items.parquet")
+        write_table(pa.table({ITEM_ID: catalogue, **_as_dates(items)}, ITEM_STATISTICS), folder / "items.parquet")
     return entry
 
 
-def _counts(log: Interactions, codes: np.ndarray, n: int) -> dict[str, Any]:
-    """Events, targets, days with an event, and the first and last of these, of each code."""
+def _counted(
+    lake: Lake, night: "Snapshot", wanted: dict[str, Any], ids: pa.Array, catalogue: pa.Array
+) -> tuple[str | None, int]:
+    """The earlier statistics that hold for the most events at the beginning of this log, and for how many."""
+    best: tuple[str | None, int] = None, 0
+    for entry in lake.newest("statistics"):
+        found = lake.manifest(entry)
+        if found.get("code") != wanted["code"] or found["shop"] != wanted["shop"]:
+            continue
+        n = len(found["days"])
+        rows = sum(day["rows"] for day in night.manifest["days"][:n])
+        if found["days"] != wanted["days"][:n] or rows <= best[1]:
+            continue
+        theirs = pq.read_table(lake.path(entry) / "items.parquet", columns=[ITEM_ID])[ITEM_ID].combine_chunks()
+        met = ids.slice(0, found["items"])  # an event counts if the catalogue knows its item
+        if pc.is_in(met, theirs).equals(pc.is_in(met, catalogue)):
+            best = entry, rows
+    return best
+
+
+def _counts(log: Interactions, codes: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    """Events, targets, days with an event, and the first and last of these (-1: none), of each code."""
     active, first, last = log.days(codes, n)
-    dates = {name: pa.array(day, pa.date32(), mask=day < 0) for name, day in (("first_day", first), ("last_day", last))}
     events, targets = np.zeros(n, np.int64), np.zeros(n, np.int64)
     for start in range(0, len(log), _CHUNK):  # bincount makes a copy of what it is given
         part = slice(start, start + _CHUNK)
         events += np.bincount(codes[part], minlength=n)
         targets += np.bincount(codes[part][log.is_target[part]], minlength=n)
-    return {"events": events, "targets": targets, "active_days": active, **dates}
+    return {"events": events, "targets": targets, "active_days": active, "first_day": first, "last_day": last}
+
+
+def _add(counts: dict[str, np.ndarray], earlier: pa.Table, rows: np.ndarray) -> None:
+    """Add what was counted in the days before, of the codes ``rows``; no day is in both parts."""
+    for name in ("events", "targets", "active_days"):
+        counts[name][rows] += earlier[name].to_numpy()
+    first, last = (pc.cast(earlier[name], pa.int32()).fill_null(-1).to_numpy() for name in ("first_day", "last_day"))
+    counts["first_day"][rows] = np.where(first < 0, counts["first_day"][rows], first)
+    counts["last_day"][rows] = np.where(counts["last_day"][rows] < 0, last, counts["last_day"][rows])
+
+
+def _as_dates(counts: dict[str, np.ndarray]) -> dict[str, Any]:
+    days = {name: counts[name] for name in ("first_day", "last_day")}
+    return {**counts, **{name: pa.array(day, pa.date32(), mask=day < 0) for name, day in days.items()}}
 
 
 def tiers(active_days: np.ndarray, loyal: int, warm: int) -> np.ndarray:

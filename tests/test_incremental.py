@@ -1,18 +1,26 @@
 """A night reads what is new and writes what that touches; whatever the order, the same files give the same bytes."""
 
+import fcntl
 import gzip
 import os
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from recsys_tasks import reading
-from recsys_tasks.errors import TemporarilyUnavailable
+from recsys_tasks import history, reading
+from recsys_tasks.contract import EVENTS
+from recsys_tasks.errors import SourceError, TemporarilyUnavailable
 from recsys_tasks.history import open_history
-from recsys_tasks.lake import Lake, sha256
+from recsys_tasks.lake import Lake, sha256, table_bytes
 from recsys_tasks.shop import load_shop
-from recsys_tasks.snapshot import Snapshot
+from recsys_tasks.snapshot import Snapshot, write_statistics
 from recsys_tasks.sources.tabular import TabularSource
 from tests.ingested import ingested
 
@@ -209,10 +217,123 @@ def test_a_history_made_of_an_earlier_one_is_equal_to_one_made_anew(shop, tmp_pa
     (tmp_path / "anew").mkdir()
     (tmp_path / "anew" / "events").symlink_to(second.lake.root / "events")
     anew = open_history(anew_lake, second.manifest["days"])
-    assert grown.users.to_pylist() == anew.users.to_pylist() == ["a", "u0", "u1", "u2"]
-    assert grown.items.to_pylist() == anew.items.to_pylist() == ["i0", "i1"]
+    assert grown.users.to_pylist() == anew.users.to_pylist() == ["u0", "u1", "u2", "a"]
+    assert grown.items.to_pylist() == anew.items.to_pylist() == ["i1", "i0"]
     for name in ("user", "item", "time", "type", "value"):
         np.testing.assert_array_equal(grown.array(name), anew.array(name))
+
+
+def days_of_the_log(lake, logs):
+    """Files of the log, as a snapshot lists them; of each the (user, item) of its events."""
+    found = []
+    for n, pairs in enumerate(logs):
+        users, items = zip(*pairs, strict=True)
+        given = {"user_id": users, "item_id": items, "timestamp": [n] * len(users), "event_type": ["view"] * len(users)}
+        columns = [given.get(field.name, [None] * len(users)) for field in EVENTS]
+        file, digest = lake.add_file("events", table_bytes(pa.table(columns, EVENTS.names).cast(EVENTS)))
+        found.append({"file": file, "sha256": digest, "rows": len(users)})
+    return found
+
+
+def told(history):
+    """The events with their ids, which must be numbered as they first appear."""
+    users, items = history.users.to_pylist(), history.items.to_pylist()
+    for name, ids in (("user", users), ("item", items)):
+        numbers = history.array(name).tolist()
+        assert list(dict.fromkeys(numbers)) == list(range(len(ids)))
+    pairs = zip(history.array("user"), history.array("item"), strict=True)
+    return [(users[user], items[item]) for user, item in pairs]
+
+
+def together(logs):
+    return [pair for log in logs for pair in log]
+
+
+LOGS = [[("u9", "i1"), ("u2", "i1")], [("u2", "i7"), ("u5", "i1")], [("u1", "i0"), ("u9", "i7")]]
+OTHER = [("u2", "i8"), ("u4", "i4")]
+
+
+def test_a_history_that_grows_is_the_same_file_with_more_at_its_end(tmp_path):
+    lake = Lake(tmp_path)
+    days = days_of_the_log(lake, LOGS)
+    first, second = open_history(lake, days[:2]), open_history(lake, days)
+    assert (told(first), told(second)) == (together(LOGS[:2]), together(LOGS))
+    for name in first.lengths:
+        assert (first.folder / name).samefile(second.folder / name)
+
+
+@pytest.mark.parametrize("why", ["another log goes on there", "somebody died there", "somebody writes", "no links"])
+def test_a_history_whose_end_is_not_free_is_copied(tmp_path, monkeypatch, why):
+    lake = Lake(tmp_path)
+    days = days_of_the_log(lake, [*LOGS, OTHER])
+    first = open_history(lake, days[:2])
+    held = (first.folder / "user").open("ab")
+    if why == "another log goes on there":
+        assert told(open_history(lake, [*days[:2], days[3]])) == together([*LOGS[:2], OTHER])
+    elif why == "somebody died there":
+        held.write(b"half")
+        held.flush()
+    elif why == "somebody writes":
+        fcntl.flock(held, fcntl.LOCK_EX)
+    else:
+        monkeypatch.setattr(os, "link", refuse)
+    second = open_history(lake, days[:3])
+    held.close()
+    assert not (first.folder / "user").samefile(second.folder / "user")
+    assert told(second) == together(LOGS)
+    assert told(first) == together(LOGS[:2])
+
+
+def refuse(*_):
+    raise PermissionError("no links here")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from("abcdé"), st.sampled_from("xyz")), min_size=1), min_size=1, max_size=6),
+    st.lists(st.integers(1, 6)),
+    st.integers(1, 20),
+)
+def test_a_history_depends_on_the_log_alone_however_it_grew(logs, nights, at_once):
+    with tempfile.TemporaryDirectory() as folder, patch.object(history, "_CHUNK", at_once):
+        grown, anew = Lake(Path(folder) / "grown"), Lake(Path(folder) / "anew")
+        days = days_of_the_log(grown, logs)
+        for n in nights:  # some of them look at less of the log than the one before
+            assert told(open_history(grown, days[:n])) == together(logs[:n])
+        days_of_the_log(anew, logs)
+        found = [open_history(lake, days) for lake in (grown, anew)]
+        assert told(found[0]) == together(logs)
+        assert found[0].lengths == found[1].lengths
+        for name in found[0].lengths:
+            np.testing.assert_array_equal(found[0].array(name), found[1].array(name))
+
+
+def test_statistics_of_a_day_more_are_those_of_the_whole_log(shop, tmp_path, monkeypatch):
+    counted = []
+    original = Snapshot.interactions
+
+    def interactions(self, shop, start=0):
+        counted.append(start)
+        return original(self, shop, start)
+
+    monkeypatch.setattr(Snapshot, "interactions", interactions)
+    items = {"path": "items.csv", "columns": {"item_id": "sku"}}
+    keys = {"items": items, "event_weights": {"purchase": 1}}
+    nights = [
+        {f"log/{n}.csv": day(n) for n in range(1, 5)} | {"items.csv": "sku\ni1\n"},
+        {"log/5.csv": day(5, users=5) + "u1,i2,2020-01-05T12:00:00Z,1\n", "items.csv": "sku\ni0\ni1\n"},
+        {"items.csv": "sku\ni0\ni1\ni2\n"},  # knows an item at last that has events on the fifth
+        {"log/2.csv": day(2, users=1)},
+    ]
+    for n, (files, start) in enumerate(zip(nights, (0, 12, 12, 0), strict=True)):
+        counted.clear()
+        grown, _ = shop(files, **keys)
+        assert counted == [start]
+        anew, _ = shop({}, home_name=f"anew-{n}", **keys)
+        described = load_shop(str(tmp_path / "shop.yaml"), tmp_path)
+        folders = [found.lake.path(write_statistics(found.lake, described, found.id)) for found in (grown, anew)]
+        for name in ("customers.parquet", "items.parquet"):
+            assert sha256(folders[0] / name) == sha256(folders[1] / name)
 
 
 def test_a_history_forgets_the_customers_whose_events_are_gone(shop, tmp_path):
@@ -222,7 +343,7 @@ def test_a_history_forgets_the_customers_whose_events_are_gone(shop, tmp_path):
     assert log.user_ids.tolist() == ["u0", "u1", "u2"]
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "jsonl with blank lines", "jsonl.gz"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "jsonl with blank lines", "jsonl.gz", "jsonl.gz with blank lines"])
 def test_the_bad_rows_of_a_large_file_have_their_numbers_although_nobody_counted(shop, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(reading, "_BIG", 0)
     bad, n = {1, 7, 123_456, 149_999}, 150_000
@@ -242,3 +363,27 @@ def test_the_bad_rows_of_a_large_file_have_their_numbers_although_nobody_counted
     first = 2 if "blank" in kind else 1
     assert [row["row"] for row in found.quarantine if row["field"] == "user_id"] == sorted(row + first for row in bad)
     assert read == ([name] * 2 if "blank" in kind else [name])
+
+
+@pytest.mark.parametrize("cut", [30_000, 1])
+def test_a_large_compressed_file_that_was_cut_off_is_never_half_a_log(shop, tmp_path, monkeypatch, cut):
+    monkeypatch.setattr(reading, "_BIG", 0)
+    rng = np.random.default_rng(0)
+    form = '{"user": "u%s", "item": "i1", "at": "2020-01-01T10:00:00Z", "n": 1}\n'
+    text = gzip.compress("".join(form % user for user in rng.integers(0, 1 << 40, 50_000)).encode(), 1)
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "a.jsonl.gz").write_bytes(text[:-cut])
+    with pytest.raises(SourceError, match=r"a\.jsonl\.gz: cannot be read.*not copied to its end"):
+        shop({})
+
+
+def test_a_large_compressed_file_with_a_broken_line_loses_that_line_alone(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_BIG", 0)
+    form = '{"user": "u%s", "item": "i1", "at": "2020-01-01T10:00:00Z", "n": 1}\n'
+    lines = [form % user for user in range(50_000)]
+    lines[40_000] = '{"user": "u\n'
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "a.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode(), 1))
+    found, _ = shop({})
+    assert (found.counts["kept"], found.counts["quarantined"]) == (49_999, 1)
+    assert found.quarantine[0]["row"] == 40_001

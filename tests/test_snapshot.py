@@ -126,11 +126,11 @@ def night(tmp_path, home):
     return Night(shop_file=str(tmp_path / "shop.yaml"), as_of="2020-02-01T00:00:00+00:00", k=10, recipes=[])
 
 
-def test_items_and_users_stand_in_the_order_of_their_ids(night):
+def test_items_stand_in_the_order_of_their_ids_and_users_in_that_of_their_first_events(night):
     snapshot = Snapshot(night.lake, ingest(night))
     catalog, log = snapshot.catalog(), snapshot.interactions(night.shop)
     assert catalog.item_ids.tolist() == ["i1", "i2", "i3"]
-    assert log.user_ids.tolist() == ["u1", "u2", "u3"]
+    assert log.user_ids.tolist() == ["u2", "u1", "u3"]
     assert log.n_items == catalog.n_items == 3
     assert [(log.user_ids[u], catalog.item_ids[i]) for u, i in zip(log.user_idx, log.item_idx, strict=True)] == [
         ("u2", "i2"),

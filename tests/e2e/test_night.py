@@ -64,6 +64,13 @@ def test_every_task_succeeds(night):
     assert [name for name, _ in states].count("recommend") == 2
 
 
+def test_each_file_is_in_the_order_of_its_readers(night):
+    _, _, lake = night
+    for file in lake.root.glob("recommendations/*/version=*/part-*"):
+        readers = pq.ParquetFile(file).read()["user_id"].to_pylist()
+        assert readers == sorted(readers)
+
+
 def test_every_customer_and_the_visitor_have_k_items(table):
     for placement in ("home", "discover"):
         rows = table(placement)
