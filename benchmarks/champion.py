@@ -19,7 +19,6 @@ demo shop comes from its package. Nights of a shop share a home, in the order of
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,12 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import yaml
+from protocol.leave_last_out import data_folder
+from protocol.page import RESULTS, ROOT, made_by
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-DATA = Path(os.environ.get("NIGHTCART_BENCH_DATA", ROOT.parent / "shared" / "data"))
+DATA = data_folder()
 DATES = {
     "online_retail": ("2011-06-20", "2011-07-18", "2011-08-15", "2011-09-12"),
     "complete_journey": ("2017-09-11", "2017-10-09", "2017-11-06", "2017-12-04"),
@@ -76,7 +74,7 @@ def main() -> int:
                 continue
             dates = options.dates.split(",") if options.dates else DATES[shop]
             nights = [run(described, home, date, models, options.judge) for date in dates[: 1 if options.quick else 4]]
-            page[shop] = {"nights": nights, "machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+            page[shop] = {"nights": nights, "made by": made_by(["lightgbm", "tensorflow", "torch", "numpy", "scipy"])}
     text = render(page)
     print(text)
     if official:
@@ -193,21 +191,8 @@ def render(page: dict[str, Any]) -> str:
                 lines.append(f"| {night['date']} | " + " | ".join(cells) + " |")
         failed = sorted({recipe for night in part["nights"] for recipe in night["failed"]})
         lines += ["", f"Failed to train: {', '.join(failed)}."] if failed else []
-        lines += ["", f"`python benchmarks/champion.py --only {shop}`, {part['date']}: {part['machine']}."]
+        lines += ["", part["made by"]]
     return "\n".join([*lines, ""])
-
-
-def machine() -> str:
-    """Return processor, memory, Python and commit."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    path = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in path.read_text().splitlines() if "model name" in line]
-    return (
-        f"{os.cpu_count()} cores ({names[0] if names else platform.processor()}), "
-        f"{psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}, "
-        f"commit {commit or 'unknown'}"
-    )
 
 
 if __name__ == "__main__":

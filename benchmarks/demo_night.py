@@ -21,7 +21,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "demo_night.md"
-LIMITS = {"first night, s": 600, "second night, s": 240, "peak memory, GB": 6.0}
+LIMITS = {"first night, s": 900, "second night, s": 240, "peak memory, GB": 8.0}
 
 
 def main() -> int:

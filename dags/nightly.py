@@ -43,7 +43,7 @@ PARAMS = {
         [],
         type="array",
         items={"type": "string"},
-        examples=["popular", "repeat", "item_knn", "ease", "two_tower", "ranker"],
+        examples=["popular", "repeat", "item_knn", "ease", "two_tower", "vaecf", "content", "sasrec", "ranker"],
         title="Models",
         description="to train beside the baselines and the champions; empty for the shop file's",
         section="Training",

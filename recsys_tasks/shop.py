@@ -390,7 +390,8 @@ DEFAULT_WEIGHTS: dict[EventType, float] = {
 
 
 def _default_models() -> dict[str, dict[str, Any]]:
-    return {name: {} for name in ("popular", "repeat", "item_knn", "ease", "two_tower", "ranker")}
+    baselines = ("popular", "repeat", "item_knn", "ease")
+    return {name: {} for name in (*baselines, "two_tower", "vaecf", "content", "sasrec", "ranker")}
 
 
 class Shop(_Strict):

@@ -37,7 +37,7 @@ def a_night(date, home, discover):
 def test_the_page_tells_the_mean_ratio_and_what_missed():
     nights = [a_night("2011-06-20", 1.0, 1.1), a_night("2011-07-18", 1.1, 1.3)]
     assert mean(nights, "discover") == 1.2000000000000002
-    page = render({"online_retail": {"nights": nights, "machine": "a machine", "date": "2026-01-01"}})
+    page = render({"online_retail": {"nights": nights, "made by": "a machine"}})
     assert "| online_retail | home | 1.050 | >= 1.08 | missed |" in page
     assert "| online_retail | discover | 1.200 | >= 1.1 |  |" in page
     assert "| 2011-07-18 | 0.1000 | 0.3000 |" in page
