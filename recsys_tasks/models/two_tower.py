@@ -39,8 +39,10 @@ class TwoTowerConfig(base.Config):
     dim: int = 64
     """width of the vectors that meet"""
     batch_size: int = 1024
-    epochs: int = 10
+    epochs: int = 20
     """most epochs; with a validation window, training stops when ndcg@10 there has not risen for two"""
+    epoch_examples: int = 250_000
+    """most examples of an epoch, drawn anew for each, so that validation has its say before a large log is gone through"""
     learning_rate: float = 0.003
     """of Adam"""
     temperature: float = 0.1
@@ -218,10 +220,14 @@ def _batches(examples: dict[str, np.ndarray], config: TwoTowerConfig, n_items: i
     """Return a dataset of shuffled batches, each with the ``negatives`` it is to be told from."""
     import tensorflow as tf
 
-    columns = {name: examples[name] for name in ("user_idx", "item_idx", "last", "weight", "target", "rated")}
+    names = ("user_idx", "item_idx", "last", "weight", "target", "rated")
+    columns = {name: tf.constant(examples[name]) for name in names}
     n_examples = len(examples["user_idx"])
-    data = tf.data.Dataset.from_tensor_slices(columns).shuffle(n_examples, seed=seed)
-    data = data.batch(min(config.batch_size, n_examples), drop_remainder=True)
+    size = min(config.batch_size, n_examples)
+    rows = tf.data.Dataset.range(n_examples).shuffle(n_examples, seed=seed).batch(size, drop_remainder=True)
+    data = rows.take(-(-config.epoch_examples // size)).map(
+        lambda at: {name: tf.gather(column, at) for name, column in columns.items()}, deterministic=True
+    )
     draws = tf.data.Dataset.random(seed=seed).batch(config.negatives or 1)
     negatives = draws.map(lambda drawn: tf.cast(drawn % n_items, tf.int32)[: config.negatives])
     return (
