@@ -42,7 +42,7 @@ class TwoTowerConfig(base.Config):
     epochs: int = 20
     """most epochs; with a validation window, training stops when ndcg@10 there has not risen for two"""
     epoch_examples: int = 250_000
-    """most examples of an epoch, drawn anew each time, so that validation is asked before a large log is gone through"""
+    """most examples of an epoch, drawn anew, so that validation is asked before a large log is gone through"""
     learning_rate: float = 0.003
     """of Adam"""
     temperature: float = 0.1

@@ -10,10 +10,12 @@ import pytest
 from recsys_tasks.models.sasrec import (
     SASRec,
     SASRecConfig,
+    Trainer,
     _initial,
     _inputs,
     _is_new,
     _kind,
+    _training_batches,
     last_events,
     next_basket,
     shuffled_baskets,
@@ -23,7 +25,7 @@ from recsys_tasks.models.sasrec import (
 )
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
-from tests.interactions import interactions
+from tests.interactions import START, interactions
 from tests.models.worlds import catalog, material
 
 N_ITEMS = 12
@@ -206,6 +208,25 @@ def test_averaged_weights_and_dot_products_learn_the_pattern():
     log = cycle()
     model = trained(log, epochs=40, targets="all", average=0.9, temperature=None, weight_decay=0.01)
     assert (scores(model, log).argmax(1) == following(log)).mean() >= 0.9
+
+
+def test_the_running_mean_of_items_that_no_step_touched_is_up_to_date():
+    log = cycle(n_users=3, days=4)  # of twelve items, six
+    config = SASRecConfig(**SMALL, average=0.5, full_softmax=0, negatives=2)
+    rng, trained_items = np.random.default_rng(0), np.unique(log.item_idx)
+    weights = _initial(config, N_ITEMS, 0, 1, rng)
+    trainer = Trainer(config, weights, trained_items, np.zeros((N_ITEMS, 0), np.float32), 0)
+    mean = {name: array.copy() for name, array in weights.items()}
+    for step in range(1, 6):
+        users = log.since(START + (step % 2) * 2 * DAY)  # every other step knows the later half alone
+        trainer.epoch(_training_batches(users, config, np.unique(_kind(log)), rng))
+        keep = min(0.5, (1 + step) / (10 + step))
+        for name, variable in trainer.variables.items():
+            mean[name] = keep * mean[name] + (1 - keep) * variable.numpy()
+    for name, found in trainer.weights().items():
+        np.testing.assert_allclose(found, mean[name], rtol=1e-4, atol=1e-6)
+    untouched = np.setdiff1d(np.arange(N_ITEMS), trained_items)
+    np.testing.assert_array_equal(trainer.weights()["ids"][untouched], weights["ids"][untouched])
 
 
 def test_text_is_whitened_and_a_warm_start_keeps_its_components():
