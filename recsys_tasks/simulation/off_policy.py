@@ -59,7 +59,7 @@ class BanditFeedback:
         if not self.pscore.all():
             raise ContractError(f"pscore: expected above 0, found {(self.pscore == 0).sum():,} rounds of probability 0")
         if self.context is not None:
-            check_array("context", self.context, (n, *self.context.shape[1:2]))
+            check_array("context", self.context, (n, *(self.context.shape[1:2] or (1,))))
         if self.position is not None:
             check_array("position", self.position, (n,), 0, whole=True)
         if self.customer is not None and self.customer.shape != (n,):
@@ -230,6 +230,8 @@ def _terms(
         weight = action_dist[every, log.action] / log.pscore
         if expected is not None:
             baseline, left = (action_dist * expected).sum(1), log.reward - expected[every, log.action]
+    if clip is not None and not clip > 0:
+        raise ContractError(f"clip: expected a weight above 0, found {clip}")
     clipped = np.minimum(weight, np.inf if clip is None else clip)
 
     def by_unit(*columns: np.ndarray) -> np.ndarray:
