@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def main() -> int:
 
 def covered(of: str, name: str, truth: float, found: Sequence[Estimate], sizes: Sequence[float] = ()) -> dict[str, Any]:
     """Return how estimates of the same truth from many logs did; their effective sample sizes, where they have any."""
-    value, low, high = np.array([(one.value, one.low, one.high) for one in found]).T
+    estimate, low, high = np.array([(one.value, one.low, one.high) for one in found]).T
     share, asked = float(np.mean((low <= truth) & (truth <= high))), not np.isnan(low).any()
     return {
         "log": of,
@@ -102,8 +103,8 @@ def covered(of: str, name: str, truth: float, found: Sequence[Estimate], sizes: 
         "effective sample size": float(np.median(sizes)) if len(sizes) else None,
         "coverage": share if asked else None,
         "binomial error": (share * (1 - share) / len(found)) ** 0.5,
-        "bias": float(value.mean() - truth),
-        "rmse": float(((value - truth) ** 2).mean() ** 0.5),
+        "bias": float(estimate.mean() - truth),
+        "rmse": float(((estimate - truth) ** 2).mean() ** 0.5),
         "width": float(np.median(high - low)) if asked else None,
         "logs": len(found),
     }
@@ -125,11 +126,6 @@ class Bandit:
         odds = np.exp(liking * self.mean(x))
         return odds / odds.sum(1, keepdims=True)
 
-    def value(self, liking: float) -> float:
-        """Return a policy's value, over a million contexts and all actions."""
-        x = np.random.default_rng(0).uniform(-1, 1, (1_000_000, 4))
-        return float((self.policy(x, liking) * self.mean(x)).sum(1).mean())
-
     def log(self, seed: int, n: int, liking: float, rounds_each: int = 1) -> BanditFeedback:
         """Return n rounds of customers of so many rounds each, who share a context and a mood (deviation 0.3)."""
         rng = np.random.default_rng(seed)
@@ -142,6 +138,13 @@ class Bandit:
         return BanditFeedback(8, action, reward, chances[np.arange(n), action], x, customer=customer)
 
 
+@cache
+def value(bent: bool, liking: float) -> float:
+    """Return a policy's value, over a million contexts and all actions."""
+    bandit, x = Bandit(bent), np.random.default_rng(0).uniform(-1, 1, (1_000_000, 4))
+    return float((bandit.policy(x, liking) * bandit.mean(x)).sum(1).mean())
+
+
 def drawn(rng: np.random.Generator, chances: np.ndarray) -> np.ndarray:
     """Return an action of each row."""
     return (chances.cumsum(1) > rng.random((len(chances), 1))).argmax(1)
@@ -152,19 +155,21 @@ def bandit_coverage(logs: int, rounds: Sequence[int]) -> list[dict[str, Any]]:
     rows = []
     for bent, (overlap, liking), n in product((False, True), OVERLAPS.items(), rounds):
         bandit = Bandit(bent)
-        truth = bandit.value(LIKING)
+        truth = value(bent, LIKING)
         found = defaultdict(list)
         for seed in range(logs):
             log = bandit.log(seed, n, liking)
             asked = bandit.policy(log.context, LIKING)
-            for name in ESTIMATORS:
+            for name in ("ips", "snips"):
                 found[name].append(evaluate(log, asked, name, seed=seed))
+            beside = compare(log, asked, seed=seed)
+            found["dr"].append(beside.candidate)
+            found[DIFFERENCE].append(beside.difference)
             found[CLIPPED].append(evaluate(log, asked, "dr", clip=CLIP, seed=seed))
-            found[DIFFERENCE].append(compare(log, asked, seed=seed).difference)
         of = f"{'bent' if bent else 'linear'}, {overlap} overlap, {n:,} rounds"
         for name, estimates in found.items():
             sizes = [one.effective_sample_size for one in found[CLIPPED if name == CLIPPED else "ips"]]
-            earned = bandit.value(liking) if name == DIFFERENCE else 0
+            earned = value(bent, liking) if name == DIFFERENCE else 0
             rows.append(covered(of, name, truth - earned, estimates, sizes))
     return rows
 
@@ -178,7 +183,7 @@ def customer_coverage(logs: int) -> list[dict[str, Any]]:
         for units in (log.customer, None):
             name = "dr, rounds taken for independent" if units is None else "dr, customers as units"
             found[name].append(evaluate(replace(log, customer=units), asked, seed=seed))
-    of, truth = "linear, good overlap, 500 customers of 10 rounds", bandit.value(LIKING)
+    of, truth = "linear, good overlap, 500 customers of 10 rounds", value(False, LIKING)
     return [covered(of, name, truth, some, [one.effective_sample_size for one in some]) for name, some in found.items()]
 
 
@@ -243,7 +248,7 @@ def bandit_verdicts(logs: int, n: int) -> list[dict[str, Any]]:
     rows = []
     for bent, (name, (liking, of_log)) in product((False, True), CANDIDATES.items()):
         bandit, said = Bandit(bent), []
-        truth = bandit.value(liking) - bandit.value(of_log)
+        truth = value(bent, liking) - value(bent, of_log)
         for seed in range(logs):
             log = bandit.log(seed, n, of_log)
             said.append(compare(log, bandit.policy(log.context, liking), seed=seed).verdict)

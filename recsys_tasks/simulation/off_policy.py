@@ -11,7 +11,7 @@ Tibshirani 1993, section 12.5): importance weights are skewed, and percentiles o
 rewards are so few that resamples have none, an end is infinite.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,15 +68,15 @@ class BanditFeedback:
     def features(self) -> np.ndarray:
         """Return context and one-hot position beside each other, (n, d + positions)."""
         context = np.empty((len(self.action), 0)) if self.context is None else self.context
-        return (
-            context if self.position is None else np.hstack([context, np.eye(self.position.max() + 1)[self.position]])
-        )
+        if self.position is None:
+            return context
+        return np.hstack([context, np.eye(self.position.max() + 1)[self.position]])
 
     def units(self) -> np.ndarray:
         """Return the number of every round's unit, (n,) from 0 to U - 1."""
-        return (
-            np.arange(len(self.action)) if self.customer is None else np.unique(self.customer, return_inverse=True)[1]
-        )
+        if self.customer is None:
+            return np.arange(len(self.action))
+        return np.unique(self.customer, return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def evaluate(
     Raises ``ContractError`` where ``action_dist`` is no (n, A) probabilities, or the estimator is unknown.
     """
     expected = _expected_rewards(log, estimator, reward_model, seed)
-    return _policy_value(_terms(log, action_dist, estimator, clip, expected), bootstraps, seed)
+    terms = _terms(log, action_dist, estimator, clip, expected)
+    return _policy_value(terms, *_studentized(terms.sums, [slice(0, 2)], bootstraps, seed))
 
 
 def compare(
@@ -163,8 +164,9 @@ def compare(
     """
     expected = _expected_rewards(log, estimator, reward_model, seed)
     terms = [_terms(log, action_dist, estimator, clip, expected) for action_dist in (candidate, current)]
-    new, old = (_policy_value(one, bootstraps, seed) for one in terms)
-    difference = _studentized(np.hstack([one.sums for one in terms]), bootstraps, seed)
+    columns = [slice(0, 2), slice(2, 4), slice(0, 4)]
+    *values, difference = _studentized(np.hstack([one.sums for one in terms]), columns, bootstraps, seed)
+    new, old = map(_policy_value, terms, values)
     sizes = f"effective sample sizes {new.effective_sample_size:,.0f} and {old.effective_sample_size:,.0f}"
     why = f"{difference.value:+.4g} a round, 95 % {difference.low:+.4g} to {difference.high:+.4g}, {sizes}"
     verdict = CANNOT_TELL
@@ -246,12 +248,11 @@ def _terms(
     return _Terms(by_unit(top, bottom), by_unit(weight, ones), by_unit(clipped)[:, 0], clip_bias)
 
 
-def _policy_value(terms: _Terms, bootstraps: int, seed: int) -> PolicyValue:
-    estimate = _studentized(terms.sums, bootstraps, seed)
-    mean_weight, error = (float(found[0]) for found in _ratios(*_moments(np.ones((1, len(terms.sums))), terms.weights)))
+def _policy_value(terms: _Terms, found: Estimate) -> PolicyValue:
     used = terms.used
     size = float(used.sum() ** 2 / (used @ used)) if used.any() else 0.0
-    return PolicyValue(estimate.value, estimate.low, estimate.high, size, mean_weight, error, terms.clip_bias)
+    mean, error = (float(of[0]) for of in _ratios(*_moments(np.ones((1, len(used))), terms.weights)))
+    return PolicyValue(found.value, found.low, found.high, size, mean, error, terms.clip_bias)
 
 
 def _expected_rewards(
@@ -277,21 +278,22 @@ def _expected_rewards(
     return expected
 
 
-def _studentized(sums: np.ndarray, bootstraps: int, seed: int) -> Estimate:
-    """Return sum / sum of the first two columns, less that of the next two where there are four, and its interval."""
-    n_units = len(sums)
-    value, error = (found[0] for found in _ratios(*_moments(np.ones((1, n_units)), sums)))
-    t = []
-    for weights in resamples(n_units, bootstraps, seed):
-        resampled, errors = _ratios(*_moments(weights, sums))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t.append((resampled - value) / errors)
-    if not error > 0:
-        return Estimate(float(value), float(value), float(value))
+def _studentized(sums: np.ndarray, columns: Sequence[slice], bootstraps: int, seed: int) -> list[Estimate]:
+    """Return, for each choice of two columns of (U, c), sum / sum; for one of four, the first such less the second."""
+
+    def ratios(weights: np.ndarray) -> np.ndarray:
+        first, second = _moments(weights, sums)
+        return np.array([_ratios(first[:, of], second[:, of, of]) for of in columns])  # (columns, value and error, B)
+
+    value, error = ratios(np.ones((1, len(sums)))).transpose(1, 0, 2)  # (columns, 1)
+    found = np.concatenate([ratios(weights) for weights in resamples(len(sums), bootstraps, seed)], 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (found[:, 0] - value) / found[:, 1]
     # a resample without rewards has no error and is infinitely far off; one without weights has no value: 0, no news
-    known = np.nan_to_num(np.concatenate(t), posinf=np.inf, neginf=-np.inf)
-    low, high = np.quantile(known, [0.025, 0.975], method="nearest")
-    return Estimate(float(value), float(value - high * error), float(value - low * error))
+    t = np.nan_to_num(t, posinf=np.inf, neginf=-np.inf)
+    ends = np.quantile(t, [0.975, 0.025], axis=1, method="nearest").T  # (columns, low and high)
+    ends = value - np.multiply(ends, error, where=error > 0, out=np.zeros_like(ends))
+    return [Estimate(*map(float, row)) for row in np.hstack([value, ends])]
 
 
 def _moments(weights: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -312,9 +314,9 @@ def _ratios(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def resamples(n_units: int, bootstraps: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield Poisson weights (b, n_units), as many resamples b at a time as fit into some 16 MB."""
+    """Yield Poisson weights (b, n_units), as many resamples b at a time as fit into a core's cache."""
     rng = np.random.default_rng(seed)
-    at_once = max(1, 2_000_000 // n_units)
+    at_once = max(1, 200_000 // n_units)
     for start in range(0, bootstraps, at_once):
         yield POISSON[rng.integers(256, size=(min(at_once, bootstraps - start), n_units), dtype=np.uint8)]
 
