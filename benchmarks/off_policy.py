@@ -80,7 +80,7 @@ def main() -> int:
         "customers": customer_coverage(logs),
         "visits": visit_coverage(logs, (100,) if options.quick else (50, 100, 300, 1000), 0 if options.quick else 20),
         "open bandit": [],
-        "verdicts": bandit_verdicts(logs, 2000),
+        "verdicts": bandit_verdicts(logs, 1000 if options.quick else 2000),
     }
     if not options.quick:
         impressions = pd.read_parquet(log)

@@ -46,11 +46,13 @@ class Trajectories:
     def __post_init__(self) -> None:  # noqa: D105
         n, m = len(self.reward), len(self.initial_state)
         s, a = self.state.shape[-1], self.action.shape[-1]
-        k, first_k = self.next_action_dist.shape[1:2], self.initial_action_dist.shape[1:2]
+        k, first_k = self.next_actions.shape[1:2], self.initial_actions.shape[1:2]
         shapes = {"state": (n, s), "action": (n, a), "reward": (n,), "next_state": (n, s), "next_actions": (n, *k, a)}
         shapes |= {"initial_state": (m, s), "initial_actions": (m, *first_k, a)}
         for name, shape in shapes.items():
             check_array(name, getattr(self, name), shape)
+        if m == 0:
+            raise ContractError("initial_state: expected one trajectory at least, found none")
         check_array("trajectory", self.trajectory, (n,), 0, m - 1, whole=True)
         if not np.bincount(self.trajectory, minlength=m).all():
             raise ContractError(f"trajectory: expected steps of all {m}, found none of some")
@@ -76,8 +78,9 @@ def fqe(
     What is left of the rewards after as many steps is missing: discount ** iterations of the value, all of what comes
     later without discount. The default regressor is linear in (1, state) x (1, action), with an L2 penalty of 1e-3 a
     weight, exact for finite worlds told by one-hot features; ``boosted`` learns interactions, fitting iterations *
-    (bootstraps + 1) times. Intervals are percentiles of refitted resamples of trajectories (Hao et al. 2021); they
-    know nothing of what the regressor cannot express; without bootstraps they are nan.
+    (bootstraps + 1) times, with n K (s + a) numbers in memory. Intervals are percentiles of refitted resamples of
+    trajectories (Hao et al. 2021); they know nothing of what the regressor cannot express; without bootstraps they are
+    nan.
 
     Raises ``ContractError`` where discount is not from 0 to 1, ``TrainingError`` where Q runs away.
     """
@@ -86,7 +89,7 @@ def fqe(
     solve = _linear_fqe(log, discount, iterations) if regressor is None else _fqe(log, discount, iterations, regressor)
     m = len(log.initial_state)
     weights = [np.ones((1, m)), *resamples(m, bootstraps, seed)]
-    value, *resampled = (solve(weight) for chunk in weights for weight in chunk)
+    value, *resampled = (solve(weight) for chunk in weights for weight in chunk if weight.any())
     if not np.isfinite([value, *resampled]).all():
         raise TrainingError(f"fqe: Q runs away within {iterations} iterations; expected a smaller discount or boosted")
     low, high = np.quantile(resampled, [0.025, 0.975]) if resampled else (np.nan, np.nan)
@@ -126,7 +129,7 @@ def _linear_fqe(log: Trajectories, discount: float, iterations: int) -> Callable
         with np.errstate(over="ignore", invalid="ignore"):
             for _ in range(iterations - 1):
                 coefficients = step[:, d] + step[:, :d] @ coefficients
-        return float(weight @ (initial @ coefficients) / weight.sum())
+            return float(weight @ (initial @ coefficients) / weight.sum())
 
     return solve
 

@@ -1,9 +1,10 @@
-"""What a policy would have earned, from a log of what another one did: IPS, SNIPS, doubly robust, FQE.
+"""What a policy would have earned, from a log of what another one did: IPS, SNIPS, doubly robust.
 
-Names are those of Open Bandit Pipeline (Saito et al. 2021). Letters: n rounds, A actions, U independent units: the
-customers where they are given, else the rounds. A policy is its ``action_dist`` (n, A), the probability of every action
-in the context and position of every round; its value is the mean reward of a round, in the reward's unit. A list of
-several positions is a round per position, as if what is shown at one did not matter at another.
+Rounds are judged one by one here; ``fitted_q`` judges whole visits. Names are those of Open Bandit Pipeline (Saito et
+al. 2021). Letters: n rounds, A actions, U independent units: the customers where they are given, else the rounds. A
+policy is its ``action_dist`` (n, A), the probability of every action in the context and position of every round; its
+value is the mean reward of a round, in the reward's unit. A list of several positions is a round per position, as if
+what is shown at one did not matter at another.
 
 Intervals hold at 95 % and come from a bootstrap over units (Poisson weights). On bandit feedback all estimators are
 ratios of sums over units, so resamples are a matrix product, and their intervals are studentized (bootstrap-t, Efron &
@@ -149,7 +150,6 @@ def compare(
     estimator: str = "dr",
     *,
     margin: float = 0.01,
-    clip: float | None = None,
     reward_model: RewardModel | None = None,
     bootstraps: int = 1000,
     seed: int = 0,
@@ -158,12 +158,13 @@ def compare(
 
     *Not below*: the interval lies above a loss of ``margin``, a share of the current policy's value. *Below*: it lies
     below 0. Else *the log cannot tell*, as it cannot where all rewards are the same, where an effective sample size is
-    below ``MIN_EFFECTIVE_SAMPLE_SIZE``, or where a mean weight is more than 4 standard errors away from 1.
+    below ``MIN_EFFECTIVE_SAMPLE_SIZE``, or where a mean weight is more than 4 standard errors away from 1. Weights are
+    not clipped: that would make the interval sure of another value.
 
     Raises as ``evaluate`` does.
     """
     expected = _expected_rewards(log, estimator, reward_model, seed)
-    terms = [_terms(log, action_dist, estimator, clip, expected) for action_dist in (candidate, current)]
+    terms = [_terms(log, action_dist, estimator, None, expected) for action_dist in (candidate, current)]
     columns = [slice(0, 2), slice(2, 4), slice(0, 4)]
     *values, difference = _studentized(np.hstack([one.sums for one in terms]), columns, bootstraps, seed)
     new, old = map(_policy_value, terms, values)

@@ -83,7 +83,7 @@ def test_q_that_runs_away_is_an_error():
         ({"terminated": np.zeros(12)}, "terminated: expected bool"),
         ({"reward": np.full(12, np.nan)}, "reward: expected finite numbers, found 12"),
         ({"next_state": np.zeros((12, 2))}, r"next_state: expected shape \(12, 1\), found \(12, 2\)"),
-        ({"next_actions": np.zeros((12, 3, 1))}, "next_actions: expected shape"),
+        ({"next_actions": np.zeros((12, 3, 1))}, r"next_action_dist: expected shape \(12, 3\), found \(12, 2\)"),
         ({"next_action_dist": np.full((12, 2), 0.4)}, "next_action_dist: expected rows that sum to 1"),
         ({"initial_action_dist": np.full((3, 2), 0.4)}, "initial_action_dist: expected rows that sum to 1"),
     ],
@@ -91,6 +91,12 @@ def test_q_that_runs_away_is_an_error():
 def test_trajectories_that_cannot_be_used_are_refused(wrong, message):
     with pytest.raises(ContractError, match=message):
         replace(one_state(3, terminated=False), **wrong)
+
+
+def test_few_visits_give_a_wide_interval_and_no_error():
+    log = one_state(2, terminated=False)
+    found = fqe(replace(log, reward=np.arange(8.0)), 0.5, seed=3)
+    assert found.high - found.low > 1
 
 
 def test_a_discount_above_1_is_refused():

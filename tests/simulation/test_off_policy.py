@@ -206,7 +206,6 @@ def test_a_log_that_cannot_be_used_is_refused(wrong, message):
         (ASKED[:2], {}, r"action_dist: expected shape \(3, 2\), found \(2, 2\)"),
         (ASKED * np.nan, {}, "action_dist: expected finite numbers, found 6"),
         (np.tile([1.5, -0.5], (3, 1)), {}, "action_dist: expected 0 to inf, found -0.5 to 1.5"),
-        (ASKED, {"clip": 0}, "clip: expected a weight above 0, found 0"),
         (ASKED, {"estimator": "dm"}, "estimator: expected one of ips, snips, dr, found dm"),
         (ASKED, {"reward_model": lambda *_: lambda x: np.zeros(len(x))}, "reward model's predictions: expected shape"),
     ],
@@ -215,6 +214,11 @@ def test_a_policy_that_cannot_be_judged_is_refused(asked, options, message):
     for judge in (evaluate, compare):
         with pytest.raises(ContractError, match=message):
             judge(BY_HAND, asked, **options)
+
+
+def test_a_clip_of_0_is_refused():
+    with pytest.raises(ContractError, match="clip: expected a weight above 0, found 0"):
+        evaluate(BY_HAND, ASKED, clip=0)
 
 
 def test_cross_fitting_needs_two_customers():
