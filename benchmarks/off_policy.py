@@ -76,7 +76,8 @@ def main() -> int:
     started = time.monotonic()
     logs = 20 if options.quick else 200
     measured: dict[str, Any] = {
-        "bandits": bandit_coverage(logs, (500,) if options.quick else (500, 5000)),
+        "bandits": bandit_coverage(logs, (500,) if options.quick else (500, 5000))
+        + rare_coverage(logs, (1000,) if options.quick else (1000, 5000)),
         "customers": customer_coverage(logs),
         "visits": visit_coverage(logs, (100,) if options.quick else (50, 100, 300, 1000), 0 if options.quick else 20),
         "open bandit": [],
@@ -171,6 +172,25 @@ def bandit_coverage(logs: int, rounds: Sequence[int]) -> list[dict[str, Any]]:
             sizes = [one.effective_sample_size for one in found[CLIPPED if name == CLIPPED else "ips"]]
             earned = value(bent, liking) if name == DIFFERENCE else 0
             rows.append(covered(of, name, truth - earned, estimates, sizes))
+    return rows
+
+
+def rare_coverage(logs: int, rounds: Sequence[int]) -> list[dict[str, Any]]:
+    """Return a row per number of rounds and estimator, where 2 to 8 rounds of a thousand are clicked."""
+    rates, rows = np.linspace(0.002, 0.008, 8), []
+    chances = np.exp(250 * rates) / np.exp(250 * rates).sum()
+    for n in rounds:
+        found = defaultdict(list)
+        for seed in range(logs):
+            rng = np.random.default_rng(seed)
+            action = rng.integers(0, 8, n)
+            clicked = (rng.random(n) < rates[action]).astype(float)
+            log = BanditFeedback(8, action, clicked, np.full(n, 1 / 8))
+            for name in ESTIMATORS:
+                found[name].append(evaluate(log, np.tile(chances, (n, 1)), name, seed=seed))
+        for name, some in found.items():
+            sizes = [one.effective_sample_size for one in some]
+            rows.append(covered(f"rare clicks, {n:,} rounds", name, float(chances @ rates), some, sizes))
     return rows
 
 
@@ -371,7 +391,8 @@ def told(measured: dict[str, Any], logs: int) -> list[str]:
         f"medians. The limits count rows of {MIN_EFFECTIVE_SAMPLE_SIZE} effective rounds at least, without clipping: "
         "below, `compare` says that the log cannot tell. *Hopeless* stays in to show why: the weights that matter are "
         "mostly not in the log, and neither is what would tell so. Clipped weights have intervals around another "
-        "value. In the *bent* world the linear model of `dr` learns nothing of the context. *Difference* is that of "
+        "value. In the *bent* world the linear model of `dr` learns nothing of the context. Of *rare clicks*, some five "
+        "are in a thousand rounds, and an interval may have no upper end. *Difference* is that of "
         "`compare` to the policy of the log."
     ]
     lines += table(head, map(cells, measured["bandits"] + measured["customers"]))
