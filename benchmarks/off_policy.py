@@ -391,9 +391,9 @@ def told(measured: dict[str, Any], logs: int) -> list[str]:
         f"medians. The limits count rows of {MIN_EFFECTIVE_SAMPLE_SIZE} effective rounds at least, without clipping: "
         "below, `compare` says that the log cannot tell. *Hopeless* stays in to show why: the weights that matter are "
         "mostly not in the log, and neither is what would tell so. Clipped weights have intervals around another "
-        "value. In the *bent* world the linear model of `dr` learns nothing of the context. Of *rare clicks*, some five "
-        "are in a thousand rounds, and an interval may have no upper end. *Difference* is that of "
-        "`compare` to the policy of the log."
+        "value. In the *bent* world the linear model of `dr` learns nothing of the context. Of *rare clicks* some five "
+        "are in a thousand rounds; an interval may have no upper end. *Difference* is `compare`'s, to the policy of "
+        "the log."
     ]
     lines += table(head, map(cells, measured["bandits"] + measured["customers"]))
     lines += ["", "## Fitted Q evaluation", ""]
