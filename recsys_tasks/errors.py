@@ -3,7 +3,7 @@
 NightcartError
 ├── ShopFileError        the shop file: unknown key, bad value, missing file
 ├── SourceError          a source file or table: unreadable, a column missing
-├── ContractError        the data: an empty night, as_of before the log begins, a naive instant
+├── ContractError        the data: an empty night, as_of before the log begins, a naive instant, a propensity of 0
 ├── NotFittedError       a model was asked before it learned
 ├── NothingInLake        an id, version or placement the lake does not hold
 ├── TrainingError        no model could be trained, or one learned something that is not a number
@@ -27,7 +27,7 @@ class SourceError(NightcartError):
 
 
 class ContractError(NightcartError):
-    """The data as a whole cannot make a night, e.g. no event before ``as_of``."""
+    """The data as a whole cannot be used, e.g. no event before ``as_of``, or probabilities that do not sum to 1."""
 
 
 class NotFittedError(NightcartError):

@@ -1,0 +1,1 @@
+"""What would have happened: logged decisions judged without the shop."""
