@@ -56,7 +56,8 @@ def made_by(packages: Iterable[str]) -> str:
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     processor = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    words = ["PATH" if word.startswith("/") else word for word in sys.argv[1:]]
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     return (
         f"`{command}`: {os.cpu_count()} cores ({processor}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {platform.python_version()}, {versions}, commit {commit}."
