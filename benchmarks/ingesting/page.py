@@ -1,5 +1,6 @@
 """The page and the picture of the measurements."""
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ DRAWN = {"json", "gz", "events"}
 
 
 def within(limit: dict[str, Any]) -> bool:
-    """Tell whether a value keeps its limit, written ``>= 0.5`` or ``< 2``."""
+    """Tell whether a value keeps its limit, written ``>= 0.5``, ``> 1`` or ``< 2``."""
     sign, bound = limit["limit"].split()
-    return limit["value"] >= float(bound) if sign == ">=" else limit["value"] < float(bound)
+    return {">=": operator.ge, ">": operator.gt, "<": operator.lt}[sign](limit["value"], float(bound))
 
 
 def render(page: dict[str, Any]) -> str:

@@ -121,11 +121,12 @@ class SASRec(Model):
         if isinstance(material.start, SASRec):
             material.start._hand_over(weights, self.item_ids_)
         trainer = Trainer(config, weights, trained, text, self.seed)
+        pieces, weight = windows(interactions, config.max_length), _weights(interactions, config)
         best, best_epoch, state = -1.0, 0, {}
         spent: list[float] = []
         for epoch in range(1, config.epochs + 1):
             started = time.monotonic()
-            loss = trainer.epoch(_training_batches(interactions, config, self.kinds_, rng))
+            loss = trainer.epoch(_training_batches(interactions, pieces, weight, config, self.kinds_, rng))
             self._keep(trainer.weights(), trained, text)
             point, said = {"epoch": epoch, "loss": loss}, ""
             if material.validation:
@@ -276,15 +277,23 @@ def _buckets(lengths: np.ndarray, longest: int) -> Iterator[tuple[int, np.ndarra
             yield size, rows
 
 
+def _weights(interactions: Interactions, config: SASRecConfig) -> np.ndarray:
+    """Return (n_events,) how much each event weighs in the loss as what is to be predicted."""
+    weight = interactions.weight * (_is_new(interactions) if config.targets == "new" else 1)
+    return weight * 0.5 ** (interactions.age_days / (config.half_life_days or np.inf))
+
+
 def _training_batches(
-    interactions: Interactions, config: SASRecConfig, kinds: np.ndarray, rng: np.random.Generator
+    interactions: Interactions,
+    pieces: np.ndarray,
+    weight: np.ndarray,
+    config: SASRecConfig,
+    kinds: np.ndarray,
+    rng: np.random.Generator,
 ) -> list[Batch]:
     """Return an epoch's batches, each of ``batch_size`` pieces; the last of a length is filled with empty ones."""
-    events = shuffled_baskets(windows(interactions, config.max_length), interactions.time, rng)
+    events = shuffled_baskets(pieces, interactions.time, rng)
     target = next_basket(events, interactions.time, rng)[:, :-1]
-    weight = interactions.weight * (_is_new(interactions) if config.targets == "new" else 1)
-    if config.half_life_days:
-        weight = weight * 0.5 ** (interactions.age_days / config.half_life_days)
     data = _inputs(interactions, events[:, :-1], kinds)
     data["targets"] = interactions.item_idx[target].astype(np.int32)
     data["weights"] = np.where(target < 0, 0, weight[target]).astype(np.float32)

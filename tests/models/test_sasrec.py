@@ -16,6 +16,7 @@ from recsys_tasks.models.sasrec import (
     _is_new,
     _kind,
     _training_batches,
+    _weights,
     last_events,
     next_basket,
     shuffled_baskets,
@@ -219,7 +220,8 @@ def test_the_running_mean_of_items_that_no_step_touched_is_up_to_date():
     mean = {name: array.copy() for name, array in weights.items()}
     for step in range(1, 6):
         users = log.since(START + (step % 2) * 2 * DAY)  # every other step knows the later half alone
-        trainer.epoch(_training_batches(users, config, np.unique(_kind(log)), rng))
+        pieces, weight = windows(users, config.max_length), _weights(users, config)
+        trainer.epoch(_training_batches(users, pieces, weight, config, np.unique(_kind(log)), rng))
         keep = min(0.5, (1 + step) / (10 + step))
         for name, variable in trainer.variables.items():
             mean[name] = keep * mean[name] + (1 - keep) * variable.numpy()
