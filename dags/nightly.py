@@ -113,7 +113,7 @@ def nightly():
     def recipes(night: dict) -> list:
         from recsys_tasks import night as nights
 
-        return nights.Night(**night).first_stage
+        return nights.Night(**night).by_stage[0]
 
     @task
     def shards(night: dict) -> list:

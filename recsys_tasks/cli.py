@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -87,7 +88,7 @@ def run_night(night: Night, until: str = "report") -> dict[str, Any]:
         return ids
     vectors = ids["embed"]
     if step(
-        "train", lambda: [_train(night, recipe, snapshot, vectors) for recipe in night.first_stage + night.second_stage]
+        "train", lambda: [_train(night, recipe, snapshot, vectors) for recipe in chain.from_iterable(night.by_stage)]
     ):
         return ids
     if step("evaluate", lambda: evaluate_step.evaluate(night, snapshot, vectors)):

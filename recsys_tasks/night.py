@@ -7,7 +7,7 @@ from typing import Any
 
 from recsys_tasks.errors import ContractError, ShopFileError
 from recsys_tasks.lake import Lake
-from recsys_tasks.models import BASELINES, MODELS
+from recsys_tasks.models import BASELINES, MODELS, STAGES
 from recsys_tasks.recipe import Recipe, starts
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop, load_shop
@@ -50,14 +50,10 @@ class Night:
         return datetime.fromisoformat(self.as_of)
 
     @property
-    def first_stage(self) -> list[str]:
-        """Recipes that are trained on their own, each apart from the others."""
-        return [recipe for recipe in self.recipes if not Recipe(recipe).is_second_stage]
-
-    @property
-    def second_stage(self) -> list[str]:
-        """Recipes that are trained after those, over what they say."""
-        return [recipe for recipe in self.recipes if Recipe(recipe).is_second_stage]
+    def by_stage(self) -> list[list[str]]:
+        """Recipes that are trained on their own; then those that read what these say, and so on."""
+        stages = range(1, max(STAGES.values()) + 1)
+        return [[recipe for recipe in self.recipes if Recipe(recipe).stage == stage] for stage in stages]
 
     @property
     def shop(self) -> Shop:

@@ -5,7 +5,7 @@ Champions are recipes, not artefacts: tonight's weights are made tonight.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from recsys_tasks.contract import VIEWS
 from recsys_tasks.errors import ShopFileError
 from recsys_tasks.lake import Lake, code_fingerprint, fingerprint
-from recsys_tasks.models import SECOND_STAGE, Material, Model, model_class
+from recsys_tasks.models import STAGES, Material, Model, model_class
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import Catalog, Interactions, Snapshot
 from recsys_tasks.split import Truth, Windows, truth
@@ -57,9 +57,9 @@ class Recipe:
         return self.text if len(self.text) <= 40 else f"{self.text[:39]}…"
 
     @property
-    def is_second_stage(self) -> bool:
-        """Whether it reads what other models of the night say."""
-        return self.model in SECOND_STAGE
+    def stage(self) -> int:
+        """1, or one more than that of the models of the night that it reads."""
+        return STAGES.get(self.model, 1)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -105,24 +105,26 @@ class Shelf:
             inputs["start"] = start
         return f"models/{recipe.model}-{fingerprint(inputs)}"
 
-    def model_ids(self, recipes: Iterable[str], end: int, starts: Mapping[str, str]) -> dict[str, str]:
+    def model_ids(self, recipes: Sequence[str], end: int, starts: Mapping[str, str]) -> dict[str, str]:
         """Return the entry of each recipe; what reads other models depends on which of them are there now."""
-        sources = self.sources(recipes, end, starts)
-        found = {}
+        return {text: self._entry(text, recipes, end, starts) for text in recipes}
+
+    def sources(self, reader: str, recipes: Sequence[str], end: int, starts: Mapping[str, str]) -> dict[str, str]:
+        """Return name -> entry of the models that a recipe reads: those of the stage before it that are there.
+
+        Of two of a name it reads the first recipe's.
+        """
+        found: dict[str, str] = {}
         for text in recipes:
             recipe = Recipe(text)
-            found[text] = self.model_id(recipe, end, sources if recipe.is_second_stage else None, starts.get(text))
-        return found
-
-    def sources(self, recipes: Iterable[str], end: int, starts: Mapping[str, str]) -> dict[str, str]:
-        """Return name -> entry of the models of the first stage that are there; of two of a name the first recipe's."""
-        found: dict[str, str] = {}
-        for recipe in map(Recipe, recipes):
-            if not recipe.is_second_stage and recipe.model not in found:
-                entry = self.model_id(recipe, end, start=starts.get(recipe.text))
+            if recipe.stage == Recipe(reader).stage - 1 and recipe.model not in found:
+                entry = self._entry(text, recipes, end, starts)
                 if self.lake.has(entry):
                     found[recipe.model] = entry
         return dict(sorted(found.items()))
+
+    def _entry(self, text: str, recipes: Sequence[str], end: int, starts: Mapping[str, str]) -> str:
+        return self.model_id(Recipe(text), end, self.sources(text, recipes, end, starts), starts.get(text))
 
     def load(self, model_id: str) -> Model:
         """Return a trained model, with its sources where it has some."""
@@ -151,7 +153,8 @@ class Shelf:
     def lesson(self, windows: Windows) -> Material:
         """Return the fit window, and validation to choose on."""
         validation = {view: truth(self.interactions, windows.fit_end, windows.validation_end, view) for view in VIEWS}
-        return self._material(self.interactions.before(windows.fit_end), validation=validation)
+        material = self._material(self.interactions.before(windows.fit_end), validation=validation)
+        return replace(material, window=self.interactions.before(windows.validation_end).since(windows.fit_end))
 
     def refit(self, model_id: str, windows: Windows) -> str:
         """Train a model (and its sources) again on everything before ``as_of``, with what validation chose.

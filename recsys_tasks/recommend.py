@@ -74,7 +74,7 @@ def _user_lists(night: Night, shelf: Shelf, model: Model, users: np.ndarray, *, 
         if user >= 0:
             for name in dict.fromkeys(ranked.sources[n][: len(items)]):
                 of_source = np.flatnonzero(ranked.sources[n][: len(items)] == name)
-                witnesses = model.sources_.get(name, model)
+                witnesses = model.witnesses.get(name, model)
                 evidence[of_source] = witnesses.evidence(log_, int(user), items[of_source])
             own = log_.bought[user]
             times = dict(zip(own.indices.tolist(), own.data.astype(int).tolist(), strict=True))

@@ -18,7 +18,7 @@ def train(night: Night, recipe: str, snapshot: str, vectors: str) -> str:
     started = time.monotonic()
     shelf = Shelf.open(night.lake, night.shop, snapshot, vectors)
     wanted = Recipe(recipe)
-    sources = shelf.sources(night.recipes, night.windows.fit_end, night.starts) if wanted.is_second_stage else {}
+    sources = shelf.sources(recipe, night.recipes, night.windows.fit_end, night.starts)
     start = night.starts.get(recipe)
     if start:
         log.info("%s: begins with the weights of %s", recipe, start)
@@ -30,4 +30,4 @@ def train(night: Night, recipe: str, snapshot: str, vectors: str) -> str:
 
 def rank(night: Night, snapshot: str, vectors: str) -> list[str]:
     """Train the second stage over all models of the first that were trained; return the ids."""
-    return [train(night, recipe, snapshot, vectors) for recipe in night.second_stage]
+    return [train(night, recipe, snapshot, vectors) for recipe in night.by_stage[1]]

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from recsys_tasks.models.base import Material, Model, Ranked
 
-__all__ = ["BASELINES", "MODELS", "SECOND_STAGE", "Material", "Model", "Ranked", "model_class"]
+__all__ = ["BASELINES", "MODELS", "STAGES", "Material", "Model", "Ranked", "model_class"]
 
 MODELS = {
     "popular": "recsys_tasks.models.popular:Popular",
@@ -19,8 +19,8 @@ MODELS = {
 }
 BASELINES = ("popular", "repeat", "item_knn", "ease")
 """Trained every night: no number is shown without them beside it."""
-SECOND_STAGE = ("ranker",)
-"""Trained after all others, which are their sources."""
+STAGES = {"ranker": 2}
+"""Models trained after those of the stage before, which are their sources; all others are of the first stage."""
 
 
 def model_class(name: str) -> type[Model]:

@@ -65,7 +65,9 @@ class Material:
     watch: Callable[[float], None] | None = None
     """Told each ndcg@10 on validation while training goes on; what it raises ends the training."""
     sources: Mapping[str, "Model"] = field(default_factory=dict)
-    """By name, models of the first stage trained on the same interactions; for models of the second stage."""
+    """By name, models of the stage before trained on the same interactions; for models of a later stage."""
+    window: Interactions | None = None
+    """All events of the validation window."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Ranked:
     filled: np.ndarray
     """bool: put there by popularity, because the model had nothing more to say"""
     sources: np.ndarray
-    """object: name of the model that put it there; the model itself, of a second stage one of its sources"""
+    """object: name of the model that put it there; the model itself or one of its witnesses"""
 
 
 class Model(ABC):
@@ -220,12 +222,12 @@ class Model(ABC):
         by_popularity = np.lexsort((np.arange(len(popularity)), -popularity))
         by_popularity = by_popularity[candidates[by_popularity]]
         scorer = self._sourced_scorer(histories, candidates, exclude_seen)
-        names = np.array(list(self.sources_), object)
+        names = np.array(list(self.witnesses), object)
         for start in range(0, len(users), 256):
             batch = users[start : start + 256]
             dense = np.full((len(batch), len(candidates)), -np.inf, np.float32)
             known = batch >= 0
-            origin = np.zeros(dense.shape if self.sources_ else (len(batch), 0), np.int8)
+            origin = np.zeros(dense.shape if self.witnesses else (len(batch), 0), np.int8)
             if known.any():
                 dense[known], origin[known] = scorer(batch[known])
             dense[:, ~candidates] = -np.inf
@@ -236,7 +238,7 @@ class Model(ABC):
             for n in range(len(batch)):
                 row, own = start + n, int((top[n] >= 0).sum())
                 items[row, :own], scores[row, :own] = top[n, :own], value[n, :own]
-                if self.sources_:
+                if self.witnesses:
                     sources[row, :own] = names[origin[n, top[n, :own]]]
                 if own < k:
                     more = fill(by_popularity, np.concatenate([top[n, :own], seen[n]]), k - own)
@@ -245,6 +247,11 @@ class Model(ABC):
                     floor = scores[row, own - 1] if own else np.float32(1)
                     scores[row, own:end] = floor - np.arange(1, len(more) + 1, dtype=np.float32) / 1024
         return Ranked(items, scores, filled, sources)
+
+    @property
+    def witnesses(self) -> Mapping[str, "Model"]:
+        """By name, the models of the first stage that speak in this one's lists; none where it speaks for itself."""
+        return self.sources_
 
     def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
         """Return (n,) item_idx of the history item that speaks most for each of ``items``; -1 for none."""
@@ -317,7 +324,7 @@ class Model(ABC):
     ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Return a function from (n,) user_idx to the scores as ``_scorer`` has them, and where they come from.
 
-        Origins are (n, n_items) int8, the place of the source in ``sources_``; (n, 0) of a model without sources.
+        Origins are (n, n_items) int8, the place of the model in ``witnesses``; (n, 0) of a model without them.
         """
         scorer = self._scorer(histories)
         return lambda users: (scorer(users), np.empty((len(users), 0), np.int8))

@@ -10,7 +10,7 @@ import pytest
 
 from recsys_tasks.contract import VIEWS
 from recsys_tasks.errors import NotFittedError, TrainingError
-from recsys_tasks.models import BASELINES, MODELS, SECOND_STAGE, Material, base, model_class
+from recsys_tasks.models import BASELINES, MODELS, STAGES, Material, base, model_class
 from recsys_tasks.models.base import top_k
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
@@ -34,13 +34,13 @@ def model(name, **config):
 
 def sources(name, log, items=None):
     """What a model of the second stage reads, trained on a log; nothing for the others."""
-    wanted = BASELINES if name in SECOND_STAGE else ()
+    wanted = BASELINES if name in STAGES else ()
     return {source: model(source).fit(material(log, items)) for source in wanted}
 
 
 def lesson(name, log, items=None):
     """What a model learns from: all of a log; one of the second stage learns to rank from its last week."""
-    if name not in SECOND_STAGE:
+    if name not in STAGES:
         return material(log, items)
     week = {view: truth(log, log.as_of - 7 * DAY, log.as_of, view) for view in VIEWS}
     past = week["all"].past
@@ -50,7 +50,7 @@ def lesson(name, log, items=None):
 def learned(name, log, items=None, **config):
     """A model that learned, and of the second stage was refitted through the end of the log."""
     fitted = model(name, **config).fit(lesson(name, log, items))
-    if name not in SECOND_STAGE:
+    if name not in STAGES:
         return fitted
     return fitted.refit(replace(material(log, items), sources=sources(name, log, items)))
 
@@ -124,7 +124,7 @@ def test_k_larger_than_the_catalogue_gives_every_item_once(name):
 def test_everybody_gets_a_full_list(name):
     """A user with one event, a user with none, a visitor; an item with no event is in the catalogue."""
     log = interactions([(0, 0, 1), (0, 1, 2), (1, 1, 3), (2, 0, 4), (2, 2, 5)], 4, 6, days=7)
-    if name in SECOND_STAGE:  # so little teaches no ranking: it learned in another shop, and has this one's sources
+    if name in STAGES:  # so little teaches no ranking: it learned in another shop, and has this one's sources
         fitted = learned(name, checkerboard()).refit(replace(material(log), sources=sources(name, log)))
     else:
         fitted = learned(name, log, **({"batch_size": 2, "epochs": 2} if name == "two_tower" else {}))
@@ -172,7 +172,7 @@ def test_a_second_fit_forgets_the_first(name):
     assert (fresh.scores == again.scores).all()
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in SECOND_STAGE])  # these ask their sources
+@pytest.mark.parametrize("name", [name for name in ALL if name not in STAGES])  # these ask their sources
 def test_evidence_is_an_item_the_customer_bought(name):
     log = checkerboard()
     fitted = learned(name, log)
