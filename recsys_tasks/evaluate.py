@@ -6,22 +6,29 @@ models; writes ``evaluations/<id>/leaderboard.json`` and a plot. A model that fa
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recsys_tasks.contract import EVERYONE, TIERS, VIEWS
-from recsys_tasks.errors import TrainingError
+from recsys_tasks.errors import ContractError, TrainingError
 from recsys_tasks.lake import fingerprint
 from recsys_tasks.metrics import CUTOFFS, beyond_accuracy, bootstrap, per_user
 from recsys_tasks.models import Model
 from recsys_tasks.night import Night
 from recsys_tasks.recipe import Recipe, Shelf
-from recsys_tasks.snapshot import tiers
-from recsys_tasks.split import Truth, truth
+from recsys_tasks.simulation.gate import Evidence, Verdict, gate
+from recsys_tasks.simulation.off_policy import Estimate
+from recsys_tasks.snapshot import Interactions, tiers
+from recsys_tasks.split import Truth, Windows, truth
 
 log = logging.getLogger(__name__)
+
+CLICKS = ("view", "click")
+"""Types of events that an agent may not do without for the sake of others."""
 
 
 def evaluate(night: Night, snapshot: str, vectors: str) -> str:
@@ -54,15 +61,23 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
             known = truth(shelf.interactions, start, windows.as_of, view)
             new = truth(shelf.interactions, start, windows.as_of, view, returning=False)
             tier = tiers(known.past.active_days, shop.tiers.loyal, shop.tiers.warm)[known.users]
-            of_popular: dict[str, np.ndarray] = {}
-            for recipe in sorted(models, key=lambda text: text != "popular"):
+            of_recipe: dict[str, dict[str, np.ndarray]] = {}
+            for recipe in sorted(models, key=lambda text: (text != "popular", Recipe(text).stage)):
                 ranked = _lists(loaded[recipe], known, candidates)
                 values = per_user(ranked, known.items)
-                of_popular = of_popular or values
+                of_recipe[recipe] = values
+                of_popular = next(iter(of_recipe.values()))
                 beyond = beyond_accuracy(
                     ranked, np.diff(known.past.bought.tocsc().indptr), known.past.n_users, int(candidates.sum())
                 )
-                whole = {"beyond_accuracy": beyond, "report": loaded[recipe].report()}
+                whole: dict[str, Any] = {"beyond_accuracy": beyond, "report": loaded[recipe].report()}
+                if loaded[recipe].gated:
+                    (supervised,) = lake.manifest(models[recipe])["sources"].values()
+                    before = next(text for text, entry in models.items() if entry == supervised)
+                    both, lift = (loaded[recipe], loaded[before]), values["ndcg@10"] - of_recipe[before]["ndcg@10"]
+                    clicks = _lift_of_clicks(*both, shelf.interactions, windows, view, candidates)
+                    whole["gate"] = asdict(judged(loaded[recipe].report(), lift, clicks))
+                    log.info("%s, %s: %s", recipe, view, whole["gate"]["reason"])
                 groups = {EVERYONE: np.ones(len(tier), bool)} | {name: tier == name for name in TIERS}
                 for name, members in groups.items():
                     if members.any():
@@ -123,6 +138,31 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.set_title(f"{view}: ndcg@10 on the test window, 95 % interval", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def judged(report: Mapping[str, float], lift: np.ndarray, clicks: Estimate | None) -> Verdict:
+    """Return what the gate says of an agent, of its own report and (n_customers,) ndcg@10 over what it re-orders."""
+
+    def simulated(name: str) -> Estimate:
+        return Estimate(*(report[f"simulated/{name}{end}"] for end in ("", " low", " high")))
+
+    return gate(Evidence(simulated("lift"), _mean(lift), clicks, control=simulated("lift over control")))
+
+
+def _lift_of_clicks(
+    model: Model, supervised: Model, interactions: Interactions, windows: Windows, view: str, candidates: np.ndarray
+) -> Estimate | None:
+    """Return the lift of ndcg@10 of views and clicks, as a share of the supervised lists'; None without any."""
+    try:
+        known = truth(interactions, windows.validation_end, windows.as_of, view, of=CLICKS)
+    except ContractError:
+        return None
+    new, old = (per_user(_lists(one, known, candidates), known.items)["ndcg@10"] for one in (model, supervised))
+    return _mean((new - old) / max(old.mean(), 1e-9))
+
+
+def _mean(values: np.ndarray) -> Estimate:
+    return Estimate(float(values.mean()), *bootstrap({"": values})[""])
 
 
 def _lists(model: Model, known: Truth, candidates: np.ndarray, anonymous: bool = False) -> np.ndarray:

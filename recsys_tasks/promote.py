@@ -36,8 +36,8 @@ def choose_champion(
 ) -> Decision:
     """Return the champion of a view.
 
-    The best ``ndcg@10`` among the recipes that are not worse than ``popular`` in any tier; worse means that the 95 %
-    interval of the paired difference lies below zero. A tie keeps the champion.
+    The best ``ndcg@10`` among the recipes that are not worse than ``popular`` in any tier and were not refused by the
+    gate; worse means that the 95 % interval of the paired difference lies below zero. A tie keeps the champion.
 
     Parameters
     ----------
@@ -65,13 +65,21 @@ def choose_champion(
         best = max(wanted, key=lambda recipe: score[recipe])
         return Decision(best, best != champion, f"forced by a person; its {METRIC} is {score[best]:.4f}")
     weak = {row["recipe"]: row["tier"] for row in of_view if row["interval"][f"{METRIC} over popular"][1] < 0}
-    fit = {recipe: value for recipe, value in score.items() if recipe not in weak and value == value}
+    gates = {row["recipe"]: row["gate"] for row in of_view if "gate" in row}
+    refused = {recipe: found["reason"] for recipe, found in gates.items() if not found["passed"]}
+    barred = {*weak, *refused}
+    fit = {recipe: value for recipe, value in score.items() if recipe not in barred and value == value}
     if not fit:
-        raise TrainingError(f"{view}: no model may serve: worse than popular in a tier are {weak}, scores are {score}")
+        raise TrainingError(
+            f"{view}: no model may serve: worse than popular in a tier are {weak}, refused are {refused}, "
+            f"scores are {score}"
+        )
     best = max(fit, key=lambda recipe: (fit[recipe], recipe == champion, recipe))
     text = f"best {METRIC} on the {view} view: {fit[best]:.4f} of {len(fit)} fit recipes"
+    text += "".join(f"; {recipe} {gates[recipe]['reason']}" for recipe in (refused or gates) if recipe != champion)
     if champion and champion not in fit:
         why = f"worse than popular for {weak[champion]} customers" if champion in weak else "not trained tonight"
+        why = refused.get(champion, why)
         return Decision(best, True, f"{text}; the champion {champion} is {why}")
     if champion and best != champion:
         return Decision(best, True, f"{text}, {fit[best] - fit[champion]:+.4f} over the champion {champion}")

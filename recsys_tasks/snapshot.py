@@ -87,6 +87,8 @@ class Interactions:
     """float32, the shop file's weight of the event's type"""
     rating: np.ndarray
     """float32, the event's value where it is a rating, else NaN"""
+    kind: np.ndarray
+    """int8, place of the event's type in ``contract.EVENT_TYPES``"""
     is_target: np.ndarray
     """bool: is it the event that recommendations are to bring about?"""
     as_of: int
@@ -109,7 +111,7 @@ class Interactions:
         return self._part(slice(int(np.searchsorted(self.time, instant, "left")), len(self)), self.as_of)
 
     def _part(self, rows: slice, as_of: int) -> "Interactions":
-        names = ("user_idx", "item_idx", "time", "weight", "rating", "is_target")
+        names = ("user_idx", "item_idx", "time", "weight", "rating", "kind", "is_target")
         return replace(self, as_of=as_of, **{name: getattr(self, name)[rows] for name in names})
 
     @property
@@ -283,6 +285,7 @@ class Snapshot:
             time=time[keep],
             weight=weight[keep],
             rating=rating,
+            kind=kind[keep],
             is_target=is_target[keep],
             as_of=microseconds(datetime.fromisoformat(self.manifest["as_of"])),
         )

@@ -4,12 +4,14 @@ Nothing learned before an instant has seen an event at or after it. A user's las
 that would let the model see what other customers did afterwards.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
 import scipy.sparse as sp
 
+from recsys_tasks.contract import EVENT_TYPES
 from recsys_tasks.errors import ContractError
 from recsys_tasks.shop import Windows as WindowLengths
 from recsys_tasks.snapshot import DAY, Interactions, microseconds
@@ -59,8 +61,18 @@ class Truth:
         return self.view == "discovery"
 
 
-def truth(interactions: Interactions, start: int, end: int, view: str, *, returning: bool = True) -> Truth:
+def truth(
+    interactions: Interactions,
+    start: int,
+    end: int,
+    view: str,
+    *,
+    returning: bool = True,
+    of: Sequence[str] | None = None,
+) -> Truth:
     """Return the truth of the window [start, end), for customers with a history or (``returning=False``) without one.
+
+    With ``of``, it is what they did these types of events with instead of the target event.
 
     Raises
     ------
@@ -70,6 +82,8 @@ def truth(interactions: Interactions, start: int, end: int, view: str, *, return
     """
     past = interactions.before(start)
     window = interactions.before(end).since(start)
+    if of:
+        window = replace(window, is_target=np.isin(window.kind, [EVENT_TYPES.index(name) for name in of]))
     wanted = window.bought.copy()
     wanted.data[:] = 1
     if view == "discovery":
@@ -80,8 +94,9 @@ def truth(interactions: Interactions, start: int, end: int, view: str, *, return
     wanted = sp.csr_matrix(wanted)
     users = np.flatnonzero((np.diff(wanted.indptr) > 0) & ((past.active_days > 0) == returning))
     if returning and not len(users):
+        what = " or ".join(of) if of else "the target event"
         raise ContractError(
-            f"no returning customer did the target event between {_day(start)} and {_day(end)}, so nothing can be "
+            f"no returning customer did {what} between {_day(start)} and {_day(end)}, so nothing can be "
             "evaluated. Check as_of against the newest events, the target in the shop file, or give longer windows"
         )
     return Truth(past, users, wanted[users], view, end)

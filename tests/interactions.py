@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from recsys_tasks.contract import EVENT_TYPES
 from recsys_tasks.snapshot import DAY, Interactions, microseconds
 
 START = microseconds(datetime(2020, 1, 1, tzinfo=UTC))
@@ -21,6 +22,7 @@ def interactions(rows, n_users, n_items, days):
         time=START + (np.array(day, np.float64) * DAY).astype(np.int64),
         weight=np.array(weight, np.float32),
         rating=np.full(len(rows), np.nan, np.float32),
+        kind=np.where(np.array(target, bool), *map(EVENT_TYPES.index, ("purchase", "click"))).astype(np.int8),
         is_target=np.array(target, bool),
         as_of=START + days * DAY,
     )

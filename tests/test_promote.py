@@ -16,6 +16,10 @@ def row(recipe, score, tier="everyone", over_popular=(0.0, 0.1), view="all"):
     }
 
 
+def gated(score, passed):
+    return {**row("transformer_dqn", score), "gate": {"passed": passed, "reason": "refused: no gain"}}
+
+
 POPULAR = row("popular", 0.1, over_popular=(0, 0))
 
 MORNINGS = {
@@ -50,6 +54,24 @@ MORNINGS = {
     "a champion that failed to train goes": ([POPULAR, row("repeat", 0.2)], "ease", None, ("repeat", True)),
     "not a number never serves": ([POPULAR, row("ease", float("nan"))], None, None, ("popular", True)),
     "a person may force a weaker one": ([POPULAR, row("ease", 0.3)], "ease", "popular", ("popular", True)),
+    "an agent that passed the gate serves": (
+        [row("ranker", 0.3), gated(0.3, passed=True)],
+        None,
+        None,
+        ("transformer_dqn", True),
+    ),
+    "an agent that the gate refused leaves the lists as they are": (
+        [row("ranker", 0.3), gated(0.4, passed=False)],
+        "ranker",
+        None,
+        ("ranker", False),
+    ),
+    "an agent that serves and is refused tonight goes": (
+        [row("ranker", 0.3), gated(0.4, passed=False)],
+        "transformer_dqn",
+        None,
+        ("ranker", True),
+    ),
     "the other view does not count": ([POPULAR, row("ease", 0.9, view="discovery")], None, None, ("popular", True)),
 }
 
@@ -75,3 +97,9 @@ def test_forcing_a_model_that_was_not_trained_is_an_error():
 def test_without_a_model_that_may_serve_the_night_stops():
     with pytest.raises(TrainingError, match="no model may serve"):
         choose_champion([row("ease", 0.05, over_popular=(-0.06, -0.04))], "all")
+
+
+@pytest.mark.parametrize("champion", ["ranker", "transformer_dqn"])
+def test_the_reason_says_why_an_agent_was_refused(champion):
+    reason = choose_champion([row("ranker", 0.3), gated(0.4, passed=False)], "all", champion).reason
+    assert reason.count("refused: no gain") == 1

@@ -119,3 +119,11 @@ def test_the_truth_of_a_window_leaves_the_log_as_it_was(log):
     for view in VIEWS:
         truth(log, WINDOWS.fit_end, WINDOWS.as_of, view)
     assert (before != log.bought).nnz == 0
+
+
+def test_what_customers_did_otherwise_can_be_the_truth():
+    log = interactions([(0, 0, 1), (0, 1, 9, 0.5, False), (0, 2, 9)], 1, 3, days=10)
+    clicked = truth(log, START + 8 * DAY, log.as_of, "all", of=["click"])
+    assert clicked.items.toarray().tolist() == [[0, 1, 0]]
+    with pytest.raises(ContractError, match="did view or cart between"):
+        truth(log, START + 8 * DAY, log.as_of, "all", of=["view", "cart"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from recsys_tasks.contract import EVENT_TYPES
 from recsys_tasks.models import Material
 from recsys_tasks.snapshot import DAY, Catalog, Interactions
 from recsys_tasks.split import Truth, truth
@@ -57,6 +58,7 @@ class LeaveLastOut:
                 time=time,
                 weight=np.ones(n, np.float32),
                 rating=np.full(n, np.nan, np.float32),
+                kind=np.full(n, EVENT_TYPES.index("purchase"), np.int8),
                 is_target=np.ones(n, bool),
                 as_of=END,
             ),
@@ -125,7 +127,8 @@ def made_up(n_users: int = 200, n_items: int = 60, seed: int = 0) -> LeaveLastOu
         known_since=np.zeros(n_items, np.int64),
     )
     users = np.array([f"user {number:03}" for number in range(n_users)], dtype=object)
-    unrated = np.full(n, np.nan, np.float32)
+    unrated, purchase = np.full(n, np.nan, np.float32), np.full(n, EVENT_TYPES.index("purchase"), np.int8)
+    weight, is_target = np.ones(n, np.float32), np.ones(n, bool)
     return LeaveLastOut(
-        Interactions(users, n_items, user, item, time, np.ones(n, np.float32), unrated, np.ones(n, bool), END), catalog
+        Interactions(users, n_items, user, item, time, weight, unrated, purchase, is_target, END), catalog
     )

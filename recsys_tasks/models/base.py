@@ -97,6 +97,8 @@ class Model(ABC):
     """What a search (``tune``) may set, of the configuration: ranges, and choices. It holds all of the grid."""
     warm_starts: ClassVar[bool] = False
     """Whether training makes use of ``Material.start``."""
+    gated: ClassVar[bool] = False
+    """Whether it re-orders the lists of its one source, and may do so only with the evidence that the gate asks for."""
     counts: ClassVar[bool] = False
     """Whether fitting is mere counting, cheap enough for the ranker to do it again as of earlier dates."""
 
