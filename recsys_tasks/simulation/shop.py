@@ -127,13 +127,10 @@ class ShopVectorEnv(VectorEnv):
         self._preference = world.scale * world.preference(np.arange(world.n_customers), items)  # (n_customers, C)
         times, self._bought_days = world.bought(np.arange(world.n_customers), items)
         self._features = self._listed(items, scores, times)
-        self._types = np.cumsum(world.kinds, 1)
-        self._types[:, -1] = 1
-        self._gaps = np.cumsum(world.gaps, 1)
         self._target = EVENT_TYPES.index(world.target)
         # the state, a row an environment
         self._customer, self._slot, self._visit = (np.zeros(n, np.intp) for _ in range(3))
-        self._answers, self._bought_now = np.zeros(n, np.intp), np.zeros(n, bool)
+        self._answers, self._kind, self._bought_now = np.zeros(n, np.intp), np.zeros(n, np.intp), np.zeros(n, bool)
         self._day = np.zeros(n)  # since the world began
         self._history, self._event = np.zeros((n, h), np.int32), np.zeros((n, h), np.int32)
         self._items, self._departments = np.zeros((n, c), np.int32), np.zeros((n, c), np.int32)
@@ -222,7 +219,8 @@ class ShopVectorEnv(VectorEnv):
         days = self._day[rows, None] - self._last[rows]
         self._chance[rows] = self._preference[self._customer[rows]] * self.world.rhythm[bucket(days)]
         self._shown[rows] = self._none[self._customer[rows]]
-        self._slot[rows], self._answers[rows], self._bought_now[rows], self._met[rows] = 0, 0, False, 0
+        self._slot[rows], self._answers[rows], self._kind[rows], self._bought_now[rows] = 0, 0, 0, False
+        self._met[rows] = 0
         ever = np.isfinite(days)
         seen = self._seen
         seen[rows, :, _FEATURE["bought_days"]] = np.where(ever, np.log1p(np.where(ever, days, 0)) / np.log1p(365), 0)
@@ -234,13 +232,13 @@ class ShopVectorEnv(VectorEnv):
     def _act(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Show, be answered, stay or leave. The state becomes that of the next slot, unless the episode is over."""
         world, every = self.world, np.arange(self.num_envs)
-        answer, kind, stay, back, day, hour = self.np_random.random((self.num_envs, 6)).T
+        answer, kind, stay, back, hour, minute = self.np_random.random((self.num_envs, 6)).T
         shown = ~self._shown[every, action]
         self._shown[every, action] = True
         item, department = self._items[every, action], self._departments[every, action]
         chance = self._chance[every, action] * world.satiation[np.minimum(self._met[every, action], 3)]
         answered = shown & (answer < -np.expm1(-chance))
-        event = np.where(answered, (kind[:, None] >= self._types[department]).sum(1), -1)
+        event = np.where(answered, (kind[:, None] >= world.kind_steps[self._kind, department]).sum(1), -1)
         bought = event == self._target
         if self.reward == "weights":
             rewards = np.where(answered, world.weights[event], 0).astype(np.float64)
@@ -250,6 +248,7 @@ class ShopVectorEnv(VectorEnv):
         self._slot += 1
         self._answers += answered
         self._bought_now |= bought
+        self._kind = np.where(answered, event + 1, self._kind)
         now = np.flatnonzero(answered)
         self._history[now, :-1], self._history[now, -1] = self._history[now, 1:], item[now] + 1
         self._event[now, :-1], self._event[now, -1] = self._event[now, 1:], event[now] + 1
@@ -267,8 +266,8 @@ class ShopVectorEnv(VectorEnv):
         terminated = leaves & (back >= world.returns[group])
         truncated = leaves & ~terminated & (self._visit + 1 == self.visits)
         again = np.flatnonzero(leaves & ~terminated & ~truncated)
-        whole = (day[again, None] >= self._gaps[group[again]]).sum(1).clip(0, self._gaps.shape[1] - 1)
-        self._day[again] += whole + hour[again]
+        hours = (hour[again, None] >= world.gap_steps[group[again]]).sum(1)
+        self._day[again] += (hours + minute[again]) / 24
         self._visit[again] += 1
         self._enter(again)
         return rewards, terminated, truncated, infos

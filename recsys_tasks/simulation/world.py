@@ -109,7 +109,8 @@ class World:
     own_times: np.ndarray
     """float32"""
     kinds: np.ndarray
-    """(D, T) float64, rows sum to 1: what is done with an item that is answered"""
+    """(T + 1, D, T) float64, sums to 1 over the last: what is done with an item that is answered, by what was done with
+    the one before it in the visit (its place in EVENT_TYPES + 1, 0 for the first), and by department"""
     leave: np.ndarray
     """(M,) float64 probability of leaving after the 1st, 2nd ... answer of a visit; the last one holds for all later"""
     ends: np.ndarray
@@ -117,7 +118,7 @@ class World:
     returns: np.ndarray
     """(2,) float64 probability of coming back within the horizon, without and with the target event in the visit"""
     gaps: np.ndarray
-    """(2, days) float64, rows sum to 1: after how many days those who come back do"""
+    """(2, hours) float64, rows sum to 1: after how many hours those who come back do"""
     rhythm: np.ndarray
     """(buckets,) float64; the first one for pairs without a target event, then by ``bucket``"""
     satiation: np.ndarray
@@ -203,6 +204,16 @@ class World:
     def _tastes(self) -> "_Tastes":
         return _Tastes(self.department, self.popularity, self.topics_of, self.items_of, self.departments_of)
 
+    @cached_property
+    def kind_steps(self) -> np.ndarray:
+        """(T + 1, D, T - 1): as many of them as a draw from [0, 1) reaches are the place of the event type."""
+        return _steps(self.kinds)
+
+    @cached_property
+    def gap_steps(self) -> np.ndarray:
+        """(2, hours - 1): as many of them as a draw from [0, 1) reaches are the hours."""
+        return _steps(self.gaps)
+
     def save(self, folder: Path) -> None:
         """Write ``world.json`` and one ``.npy`` file an array."""
         described: dict[str, Any] = {"format": FORMAT}
@@ -243,6 +254,12 @@ def bucket(days: np.ndarray) -> np.ndarray:
     known = np.isfinite(days)
     place = 2 + np.floor(np.log2(np.maximum(np.where(known, days, 1), 0.5)))
     return np.where(known, np.minimum(place, BUCKETS - 1), 0).astype(np.intp)
+
+
+def _steps(shares: np.ndarray) -> np.ndarray:
+    """Cumulative shares; nothing reaches beyond the last one above 0, however they are rounded."""
+    steps = shares.cumsum(-1)
+    return np.where(steps > 1 - 1e-9, 2, steps)[..., :-1]
 
 
 class _Pairs:
@@ -377,10 +394,16 @@ def _histories(past: Visits, user: np.ndarray, start: int) -> dict[str, Any]:
 
 def _rates(known: Visits, department: np.ndarray, response: float, boredom: float) -> dict[str, Any]:
     """Event types, leaving and coming back, of all visits."""
-    n_types = len(EVENT_TYPES)
-    counts = np.bincount(department[known.item] * n_types + known.kind, minlength=(department.max() + 1) * n_types)
-    counts = counts.reshape(-1, n_types)
-    kinds = counts + _ENOUGH * counts.sum(0) / counts.sum()
+    kind = known.kind.astype(np.intp)
+    before = np.append(0, kind[:-1] + 1)[: len(kind)]
+    before[known.starts] = 0
+    counts = np.zeros((len(EVENT_TYPES) + 1, department.max() + 1, len(EVENT_TYPES)))
+    np.add.at(counts, (before, department[known.item], kind), 1)
+    shares = counts.sum((0, 1)) / counts.sum()
+    after = counts.sum(1, keepdims=True) + _PRIOR * shares  # (T + 1, 1, T)
+    of_department = counts.sum(0) + _ENOUGH * shares  # (D, T)
+    with np.errstate(invalid="ignore"):
+        kinds = np.where(shares > 0, of_department * after / shares, 0)  # as if what came before did not know it
     lengths = known.lengths
     at_risk = len(lengths) - np.cumsum(np.bincount(lengths))[:-1]  # at 1, 2, ... items
     several = max(int((at_risk >= _ENOUGH).sum()), 1)
@@ -392,7 +415,7 @@ def _rates(known: Visits, department: np.ndarray, response: float, boredom: floa
     goes_on = response / (response + (1 - response) * bored)
     returns, gaps = _returns(known)
     return {
-        "kinds": kinds / kinds.sum(1, keepdims=True),
+        "kinds": kinds / kinds.sum(-1, keepdims=True),
         "ends": ends,
         "bored": bored,
         "leave": np.clip(1 - (1 - ends) / goes_on, 0, 1),
@@ -402,20 +425,20 @@ def _rates(known: Visits, department: np.ndarray, response: float, boredom: floa
 
 
 def _returns(known: Visits) -> tuple[np.ndarray, np.ndarray]:
-    """Life table: P(back within the horizon) (2,) and after how many days (2, days), without and with the target."""
+    """Life table: P(back within the horizon) (2,) and after how many hours (2, hours), without and with the target."""
     begun, end = known.began, known.time.max()
     gap = known.gap_days
     back = np.isfinite(gap)
-    days = np.where(back, gap, (end - begun) / DAY)
-    horizon = int(np.clip((end - begun.min()) / DAY / 2, 1, HORIZON_DAYS))
+    hours = 24 * np.where(back, gap, (end - begun) / DAY)
+    horizon = 24 * int(np.clip((end - begun.min()) / DAY / 2, 1, HORIZON_DAYS))
     with_target = np.bincount(known.number, known.is_target) > 0
     returns, gaps = np.empty(2), np.empty((2, horizon))
     for group in (0, 1):
         members = with_target == group if (with_target == group).sum() >= _ENOUGH else np.ones(len(gap), bool)
-        day = np.minimum(days[members].astype(int), horizon)
-        came = np.bincount(day[back[members]], minlength=horizon + 1)[:horizon]
-        censored = np.bincount(day[~back[members]], minlength=horizon + 1)[:horizon]
-        left = len(day) - np.concatenate([[0], np.cumsum(came + censored)[:-1]])
+        hour = np.minimum(hours[members].astype(int), horizon)
+        came = np.bincount(hour[back[members]], minlength=horizon + 1)[:horizon]
+        censored = np.bincount(hour[~back[members]], minlength=horizon + 1)[:horizon]
+        left = len(hour) - np.concatenate([[0], np.cumsum(came + censored)[:-1]])
         hazard = came / np.maximum(left - censored / 2, 1)
         away = np.cumprod(1 - hazard)
         share = np.concatenate([[1], away[:-1]]) * hazard
