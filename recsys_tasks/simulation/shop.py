@@ -166,18 +166,11 @@ class ShopVectorEnv(VectorEnv):
             self._begin(ended)
             for name, part in self._observation(ended).items():
                 observation[name][ended] = part
-        infos |= _masked(info, ~over) if not over.all() else {}
-        return (
-            observation,
-            rewards,
-            terminated,
-            truncated,
-            infos
-            | {
-                "customer": self._customer.copy(),
-                "_customer": np.ones(self.num_envs, bool),
-            },
-        )
+        if not over.all():
+            infos |= _masked(info, ~over)
+        everyone = np.ones(self.num_envs, bool)
+        infos |= {"customer": self._customer.copy(), "_customer": everyone}  # of the new episodes as well
+        return observation, rewards, terminated, truncated, infos
 
     def action_masks(self) -> np.ndarray:
         """Return (B, C) bool: which candidates may be chosen now."""
@@ -245,6 +238,7 @@ class ShopVectorEnv(VectorEnv):
         else:
             rewards = np.where(bought, np.nan_to_num(world.price[item]), 0).astype(np.float64)
         infos = {"event": event + 1, "bought": bought, "visit": self._visit.copy(), "slot": self._slot.copy()}
+        infos["customer"] = self._customer.copy()
         self._slot += 1
         self._answers += answered
         self._bought_now |= bought
@@ -305,16 +299,10 @@ class ShopEnv(gym.Env):
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Show one candidate."""
-        customer = int(self._shop._customer[0])
         rewards, terminated, truncated, infos = self._shop._act(np.array([int(action)]))
-        info = {name: value[0].item() for name, value in infos.items()} | {"customer": customer}
-        return (
-            self._first(self._shop._observation()),
-            float(rewards[0]),
-            bool(terminated[0]),
-            bool(truncated[0]),
-            info,
-        )
+        info = {name: value[0].item() for name, value in infos.items()}
+        observation = self._first(self._shop._observation())
+        return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def action_masks(self) -> np.ndarray:
         """Return (C,) bool: which candidates may be chosen now."""
