@@ -9,7 +9,9 @@ the recommender beside it would do.
 Deviations from the papers:
 
 - many environments step together, and a batch is learned from after each of their steps, not every fourth step of one;
-- Adam (Kingma & Ba 2015) in place of RMSProp; Huber's loss is what the clipped error of Mnih et al. amounts to;
+- Adam (Kingma & Ba 2015) in place of RMSProp; Huber's loss bends at 10, not at 1 as the clipped error of Mnih et al.
+  amounts to: purchases are rare, and bent below their reward the loss looks for something nearer to their median, 0;
+- the learning rate falls linearly to a twentieth, so that the last network is no draw from a wide cloud of them;
 - rewards are not clipped: their sizes are the shop's own weights;
 - epsilon falls linearly to 0.05 within a share of the steps (0.1 within a million frames there);
 - what may not be chosen is left out everywhere: of random actions, of the greedy ones and of the target's maximum;
@@ -63,6 +65,8 @@ class AgentConfig(BaseModel):
     double: bool = True
     """the online network chooses the action that the target network values; else the target network does both"""
     learning_rate: float = 1e-3
+    huber: float = 10.0
+    """error beyond which the loss grows linearly; smaller than rewards, it would value rare ones too low"""
     gradient_norm: float = 10.0
     """to which longer gradients are cut"""
     batch_size: int = 256
@@ -138,7 +142,9 @@ class Agent:
     def q_values(self, observation: Observation, rows: int = 4096) -> np.ndarray:
         """Return (n, C) float32, expected discounted reward of each candidate; -inf where it may not be chosen."""
         program, n = self._program("q", self._masked_q), len(observation["history"])
-        parts = [{name: array[start : start + rows] for name, array in observation.items()} for start in range(0, n, rows)]
+        parts = [
+            {name: array[start : start + rows] for name, array in observation.items()} for start in range(0, n, rows)
+        ]
         return np.concatenate([program(_read(part)).numpy() for part in parts])
 
     def act(self, observation: Observation) -> np.ndarray:
@@ -151,7 +157,7 @@ class Agent:
         Raises ``TrainingError`` where the loss is not a number.
         """
         config, rng = self.config, np.random.default_rng(self.seed)
-        learner = Learner(self, config.learning_rate)
+        learner = Learner(self, config.learning_rate, steps // env.num_envs * config.updates)
         replay = Replay(config.capacity, config.n_steps, config.discount)
         observation, _ = env.reset(seed=self.seed)
         replay.begin(observation)
@@ -189,8 +195,7 @@ class Agent:
 
     def epsilon(self, share: float) -> float:
         """Return the chance of a random action after a share of the training, 0 to 1."""
-        first, last = self.config.epsilon
-        return first + (last - first) * min(share / self.config.exploration, 1)
+        return float(np.interp(share, (0, self.config.exploration), self.config.epsilon))
 
     def _explore(self, observation: Observation, epsilon: float, rng: np.random.Generator) -> np.ndarray:
         mask = observation["action_mask"] > 0 if self.config.masked else np.ones(observation["action_mask"].shape, bool)
@@ -203,7 +208,10 @@ class Agent:
     def fine_tune(self, logged: Log) -> Self:
         """Learn on from logged decisions with a penalty on what was not done there, CQL(H): from simulator to shop."""
         replay = Replay.of(logged, self.config.n_steps, self.config.discount)
-        learner, rng = Learner(self, self.config.tuning_rate), np.random.default_rng(self.seed)
+        learner, rng = (
+            Learner(self, self.config.tuning_rate, self.config.tuning_steps),
+            np.random.default_rng(self.seed),
+        )
         self._tune("fine-tuning", lambda: learner.cql(replay.sample(self.config.batch_size, rng)))
         return self
 
@@ -215,7 +223,10 @@ class Agent:
         earned = np.flatnonzero(logged.reward > 0)
         if not len(earned):
             raise ContractError("log: expected rewards above 0, found none")
-        learner, rng = Learner(self, self.config.learning_rate), np.random.default_rng(self.seed)
+        learner, rng = (
+            Learner(self, self.config.learning_rate, self.config.tuning_steps),
+            np.random.default_rng(self.seed),
+        )
 
         def step() -> Any:
             drawn = rng.choice(earned, self.config.batch_size)
@@ -327,12 +338,14 @@ class Agent:
 class Learner:
     """Gradient steps on an agent's network; the target network is the agent's, and moves only every so many of them."""
 
-    def __init__(self, agent: Agent, learning_rate: float) -> None:
+    def __init__(self, agent: Agent, learning_rate: float, steps: int) -> None:
         import tensorflow as tf
 
         self.agent, self.steps = agent, 0
         self.variables = agent.network.trainable_variables
-        self.optimizer = tf.keras.optimizers.Adam(learning_rate, global_clipnorm=agent.config.gradient_norm, jit_compile=False)
+        rate = tf.keras.optimizers.schedules.PolynomialDecay(learning_rate, max(steps, 1), learning_rate / 20)
+        longest = agent.config.gradient_norm
+        self.optimizer = tf.keras.optimizers.Adam(rate, global_clipnorm=longest, jit_compile=False)
         self.optimizer.build(self.variables)
         self.programs = {name: tf.function(getattr(self, f"_{name}")) for name in ("td", "cql", "supervised")}
         self.move()
@@ -376,7 +389,7 @@ class Learner:
 
         target = self.targets(reward, discount, following)
         with tf.GradientTape() as tape:
-            loss = _huber(self.agent._q(self.agent.network, _only(state, action))[:, 0] - target)
+            loss = self._huber(self.agent._q(self.agent.network, _only(state, action))[:, 0] - target)
         return self._descend(tape, loss)
 
     def _cql(self, state: Any, action: Any, reward: Any, discount: Any, following: Any) -> Any:
@@ -386,7 +399,7 @@ class Learner:
         with tf.GradientTape() as tape:
             q, chosen = self._all(state, action)
             penalty = tf.reduce_mean(tf.reduce_logsumexp(q, 1) - chosen)
-            loss = _huber(chosen - target) + self.agent.config.conservative * penalty
+            loss = self._huber(chosen - target) + self.agent.config.conservative * penalty
         return self._descend(tape, loss)
 
     def _supervised(self, state: Any, action: Any, weight: Any) -> Any:
@@ -396,6 +409,13 @@ class Learner:
             q, chosen = self._all(state, action)
             loss = tf.reduce_sum(weight * (tf.reduce_logsumexp(q, 1) - chosen)) / tf.reduce_sum(weight)
         return self._descend(tape, loss)
+
+    def _huber(self, error: Any) -> Any:
+        """Return the mean of half the squared error, continued as a straight line beyond ``huber``."""
+        import tensorflow as tf
+
+        size, bend = tf.abs(error), self.agent.config.huber
+        return tf.reduce_mean(tf.where(size < bend, error**2 / 2, bend * (size - bend / 2)))
 
     def _all(self, state: Any, action: Any) -> tuple[Any, Any]:
         """Return Q (n, C) of all candidates, far below all where not allowed, and (n,) of the actions."""
@@ -411,9 +431,11 @@ class Learner:
 
 
 def q_network(config: AgentConfig, n_events: int, n_features: int, history: int, seed: int) -> Any:
-    """Return a Keras model from history vectors (n, H, width), events (n, H), candidate vectors (n, C, width) and their
-    features (n, C, F) to Q (n, C); a history is read once for all candidates.
-    """  # noqa: D205
+    """Return a Keras model of Q (n, C); it reads a history once for all candidates.
+
+    Its inputs: vectors (n, H, width) and events (n, H) of the history, vectors (n, C, width) and features (n, C, F) of
+    the candidates.
+    """
     import tensorflow as tf
 
     layers, width, heads = tf.keras.layers, config.width, config.heads
@@ -426,7 +448,7 @@ def q_network(config: AgentConfig, n_events: int, n_features: int, history: int,
     def norm(name: str) -> Any:
         return layers.LayerNormalization(epsilon=1e-5, name=name)
 
-    class Block(layers.Layer):
+    class Block(tf.keras.layers.Layer):
         """Attention and a feed-forward layer, each behind a norm and around a skip; of the last rows, or of all."""
 
         def __init__(self, name: str) -> None:
@@ -502,22 +524,15 @@ def play(
 
 
 def _basis(item_vectors: np.ndarray, width: int) -> np.ndarray:
-    """Return (d, width) float32: principal components of known items, numbers of order 1 along the strongest."""
+    """Return (d, width) float32: principal components of known items, scaled so that products are of order 1."""
     known = item_vectors[np.abs(item_vectors).sum(1) > 0].astype(np.float64)
     if not len(known):
         raise ContractError("agent: expected item vectors, found zeros only")
     values, vectors = np.linalg.eigh(known.T @ known / len(known))
-    kept = vectors[:, ::-1][:, :width] * np.where(vectors[np.abs(vectors).argmax(0), np.arange(len(values))] < 0, -1, 1)[::-1][:width]
-    scale = np.sqrt(min(width, len(values)) / max(values[::-1][:width].sum(), 1e-12))
-    return np.pad(kept * scale, ((0, 0), (0, width - kept.shape[1]))).astype(np.float32)
-
-
-def _huber(error: Any) -> Any:
-    """Return the mean of half the squared error, and beyond 1 of the error less a half."""
-    import tensorflow as tf
-
-    size = tf.abs(error)
-    return tf.reduce_mean(tf.where(size < 1, error**2 / 2, size - 0.5))
+    values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]  # the strongest first
+    vectors *= np.sign(vectors[np.abs(vectors).argmax(0), np.arange(len(values))])  # the same on any machine
+    scaled = vectors * np.sqrt(len(values) / values.sum())
+    return np.pad(scaled, ((0, 0), (0, width - len(values)))).astype(np.float32)
 
 
 def _only(observation: Mapping[str, Any], action: Any) -> dict[str, Any]:

@@ -32,7 +32,12 @@ class Log:
 
     def __post_init__(self) -> None:  # noqa: D105
         n = len(self.action)
-        for name, array in {**self.state, "reward": self.reward, "episode": self.episode, "end": self.terminated}.items():
+        for name, array in {
+            **self.state,
+            "reward": self.reward,
+            "episode": self.episode,
+            "end": self.terminated,
+        }.items():
             if len(array) != n:
                 raise ContractError(f"log: expected {n} rows of {name}, as of action, found {len(array)}")
         if (np.diff(self.episode) < 0).any():
@@ -113,7 +118,7 @@ class Replay:
 
     @classmethod
     def of(cls, log: Log, n_steps: int, discount: float) -> Self:
-        """Return all of a log. Where an episode stops being watched, its last row is only what the one before led to."""
+        """Return all of a log. Where an episode stops being watched, its last row is only where the one before led."""
         replay = cls(len(log.action), n_steps, discount)
         replay._write(log.state)
         replay.action[:], replay.reward[:] = log.action, log.reward

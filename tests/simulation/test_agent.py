@@ -16,7 +16,7 @@ REWARD = np.array([[0.0, 1.0], [2.0, 0.0]])
 """Of a state and an action; action 0 leads to state 0, action 1 to state 1."""
 SMALL = AgentConfig(
     width=8, hidden=32, heads=1, discount=DISCOUNT, n_steps=1, batch_size=64, capacity=5_000, warm_up=500,
-    learning_rate=3e-3, target_every=25, prior=(0.0,),
+    learning_rate=5e-3, target_every=25, prior=(0.0,),
 )  # fmt: skip
 
 
@@ -88,9 +88,10 @@ def test_an_end_and_a_cut_give_different_values():
 def test_exploring_gives_way_to_what_was_learned(practised):
     curve = practised["terminated"].curve
     assert [curve[0]["epsilon"] > 0.9, curve[-1]["epsilon"]] == [True, 0.05]
-    assert curve[-1]["reward"] > 1.2 * curve[0]["reward"]
+    rewards = [point["reward"] for point in curve]
+    assert np.mean(rewards[-20:]) > 1.4 * np.mean(rewards[:20])
     assert curve[-1]["steps"] == 20_000
-    assert curve[-1]["cumulative"] / curve[-1]["episodes"] < curve[-1]["reward"]
+    assert curve[-1]["cumulative"] / curve[-1]["episodes"] == pytest.approx(np.mean(rewards), rel=0.1)
     assert agent().epsilon(0.15) == pytest.approx((1 + 0.05) / 2)
 
 
@@ -125,7 +126,7 @@ def test_at_first_the_order_is_the_supervised_one():
 @pytest.mark.parametrize(("double", "value"), [(True, -2.0), (False, -1.0)])
 def test_the_online_network_chooses_what_the_target_network_values(double, value):
     made = agent(SMALL.model_copy(update={"prior": (1.0,), "double": double}))
-    learner = Learner(made, 1e-3)
+    learner = Learner(made, 1e-3, 100)
     made.target.skip.set_weights([np.array([[-1.0]])])  # the target's Q is -1, -2, -3; the third is not allowed
     following = shown([[1.0, 2.0, 3.0]] * 2, [[1, 1, 0]] * 2)
     reward, discount = np.float32([5, 5]), np.float32([0.5, 0])
@@ -133,14 +134,14 @@ def test_the_online_network_chooses_what_the_target_network_values(double, value
 
 
 def test_where_nothing_may_be_chosen_nothing_is_to_be_earned():
-    learner = Learner(agent(SMALL.model_copy(update={"prior": (1.0,)})), 1e-3)
+    learner = Learner(agent(SMALL.model_copy(update={"prior": (1.0,)})), 1e-3, 100)
     following = shown([[1.0, 2.0, 3.0]], [[0, 0, 0]])
     assert learner.targets(np.float32([5]), np.float32([0.9]), following).numpy() == pytest.approx([5])
 
 
 def test_the_target_network_moves_only_every_so_many_steps():
     made = agent(SMALL.model_copy(update={"target_every": 3}))
-    learner = Learner(made, 1e-2)
+    learner = Learner(made, 1e-2, 100)
     state = shown([[0.0, 0, 0]] * 4)
     batch = Transitions(state, np.zeros(4, np.int32), np.ones(4, np.float32), np.zeros(4, np.float32), state)
     online, target = (lambda: made.network.of_both.get_weights()[1]), (lambda: made.target.of_both.get_weights()[1])
@@ -179,7 +180,7 @@ def test_the_penalty_lowers_what_the_log_did_not_do(decisions):
         logged = q[np.arange(600), decisions.action]
         others[alpha] = logged.mean() - (q.sum(1) - logged).mean() / 2
         if not alpha:
-            assert logged == pytest.approx(decisions.reward, abs=0.2)
+            assert logged == pytest.approx(decisions.reward, abs=0.3)
     assert others[1.0] > others[0.0] + 0.5
 
 
@@ -266,7 +267,7 @@ def test_wider_item_vectors_keep_their_likeness():
     found = Agent(vectors, 1, 1, H, SMALL).items[1:]
     likeness, of_given = found @ found.T, vectors @ vectors.T
     assert likeness / likeness[0, 0] == pytest.approx(of_given / of_given[0, 0], abs=1e-3)
-    assert (found**2).mean() == pytest.approx(4 / 8, rel=0.01)  # four of eight numbers say something
+    assert (found**2).mean() == pytest.approx(1, rel=0.01)
 
 
 def test_item_vectors_that_say_nothing_are_refused():
