@@ -48,6 +48,38 @@ def plot_search(trials: Iterable[Mapping[str, Any]], given: float, title: str, p
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
+def plot_practice(curve: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
+    """Draw an agent's training over episodes: their mean reward and its sum so far, each against epsilon."""
+    episodes, epsilon = [point["episodes"] for point in curve], [point["epsilon"] for point in curve]
+    names = {"reward": "mean reward of an episode", "cumulative": "cumulative reward"}
+    with _figure(path, title, panels=2, height=3.2) as panels:
+        for axes, (name, label) in zip(panels, names.items(), strict=True):
+            axes.plot(episodes, [point[name] for point in curve], color=BLUE, lw=1)
+            axes.set_xlabel("episodes")
+            axes.set_title(label, color=BLUE)
+            chance = axes.twinx()
+            chance.plot(episodes, epsilon, color=GREY, lw=1, ls="--")
+            chance.spines[["top", "left"]].set_visible(False)
+            chance.set(ylim=(0, 1.02))
+            chance.set_ylabel("epsilon", color=GREY)
+
+
+def plot_q_values(q_values: Any, title: str, path: Path) -> None:
+    """Draw histograms of (n, C) Q, -inf where not allowed: of all candidates, and of the best of each state."""
+    import numpy as np
+
+    allowed = q_values[np.isfinite(q_values)]
+    best = q_values.max(1)[np.isfinite(q_values).any(1)]
+    low, high = np.quantile(allowed, (0.001, 0.999))
+    edges = np.linspace(low, max(high, best.max()), 61)
+    with _figure(path, title, panels=1, height=3.2) as (axes,):
+        for values, color, label in ((allowed, GREY, "all candidates"), (best, BLUE, "the best of each state")):
+            share = np.histogram(values.clip(edges[0], edges[-1]), edges)[0] / len(values)
+            axes.stairs(share, edges, color=color, fill=True, alpha=0.6, label=f"{label}, mean {values.mean():.3f}")
+        axes.set(xlabel="Q, discounted reward to come", ylabel="share")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
 @contextmanager
 def _figure(path: Path, title: str, panels: int, height: float) -> Iterator[list[Any]]:
     """Give the axes of panels side by side to draw on; saved at the end, with nothing of this machine in the bytes."""
