@@ -5,7 +5,7 @@ Turns a shop's event log and catalogue into a checked, versioned table of recomm
 1. **ingest** reads the shop's sources up to `as_of`, judges every row and quarantines the bad ones
 2. **embed** turns the text of new or changed items into vectors
 3. **train** trains one model a task on the fit window; a model that fails is left out, the night goes on;
-   **rank** then trains the ranker over what the others say
+   **rank** then trains the ranker over what the others say, **decide** the agent that may re-order its lists
 4. **evaluate** scores all of them on the test window, beside the baselines
 5. **promote** chooses the champion of each placement and refits it through `as_of`
 6. **publish_index** builds the index of item vectors and measures its recall
@@ -43,7 +43,18 @@ PARAMS = {
         [],
         type="array",
         items={"type": "string"},
-        examples=["popular", "repeat", "item_knn", "ease", "two_tower", "vaecf", "content", "sasrec", "ranker"],
+        examples=[
+            "popular",
+            "repeat",
+            "item_knn",
+            "ease",
+            "two_tower",
+            "vaecf",
+            "content",
+            "sasrec",
+            "ranker",
+            "transformer_dqn",
+        ],
         title="Models",
         description="to train beside the baselines and the champions; empty for the shop file's",
         section="Training",
@@ -151,6 +162,15 @@ def nightly():
             raise AirflowFailException("ingest or embed failed, so there is nothing to rank; see their logs")
         return train.rank(nights.Night(**night), snapshot, vectors)
 
+    @task(trigger_rule=TriggerRule.ALL_DONE)
+    def decide(night: dict, snapshot: str, vectors: str) -> list:
+        from recsys_tasks import night as nights
+        from recsys_tasks import train
+
+        if not (snapshot and vectors):
+            raise AirflowFailException("ingest or embed failed, so there is nothing to decide; see their logs")
+        return train.decide(nights.Night(**night), snapshot, vectors)
+
     @task(outlets=[assets.LEADERBOARD], trigger_rule=TriggerRule.ALL_DONE)
     def evaluate(night: dict, snapshot: str, vectors: str) -> str:
         from recsys_tasks import evaluate
@@ -210,7 +230,7 @@ def nightly():
     vectors = embed(night, snapshot)
     models = train.partial(night=night, snapshot=snapshot, vectors=vectors).expand(recipe=recipes(night))
     evaluation = evaluate(night, snapshot, vectors)
-    models >> rank(night, snapshot, vectors) >> evaluation
+    models >> rank(night, snapshot, vectors) >> decide(night, snapshot, vectors) >> evaluation
     champions = promote(night, evaluation, snapshot, vectors)
     index = publish_index(night, champions, snapshot, vectors)
     lists = recommend.partial(night=night, champions=champions, index=index, snapshot=snapshot, vectors=vectors).expand(

@@ -17,6 +17,7 @@ from recsys_tasks.errors import ShopFileError
 from recsys_tasks.lake import Lake, code_fingerprint, fingerprint
 from recsys_tasks.models import STAGES, Material, Model, model_class
 from recsys_tasks.shop import Shop
+from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.snapshot import Catalog, Interactions, Snapshot
 from recsys_tasks.split import Truth, Windows, truth
 
@@ -72,6 +73,7 @@ class Shelf:
     """The catalogue, interactions and text vectors of one snapshot, read once."""
 
     lake: Lake
+    shop: Shop
     snapshot: str
     vectors: str
     catalog: Catalog
@@ -81,7 +83,7 @@ class Shelf:
     def open(cls, lake: Lake, shop: Shop, snapshot: str, vectors: str) -> "Shelf":
         """Read what ingest and embed wrote."""
         found = Snapshot(lake, snapshot)
-        return cls(lake, snapshot, vectors, found.catalog(), found.interactions(shop))
+        return cls(lake, shop, snapshot, vectors, found.catalog(), found.interactions(shop))
 
     @property
     def text_vectors(self) -> np.ndarray:
@@ -154,7 +156,7 @@ class Shelf:
         """Return the fit window, and validation to choose on."""
         validation = {view: truth(self.interactions, windows.fit_end, windows.validation_end, view) for view in VIEWS}
         material = self._material(self.interactions.before(windows.fit_end), validation=validation)
-        return replace(material, window=self.interactions.before(windows.validation_end).since(windows.fit_end))
+        return replace(material, visits=lambda: Visits.read(Snapshot(self.lake, self.snapshot), self.shop))
 
     def refit(self, model_id: str, windows: Windows) -> str:
         """Train a model (and its sources) again on everything before ``as_of``, with what validation chose.

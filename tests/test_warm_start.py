@@ -11,7 +11,7 @@ from recsys_tasks.lake import Lake, code_fingerprint
 from recsys_tasks.models import model_class
 from recsys_tasks.night import plan
 from recsys_tasks.recipe import Recipe, Shelf, starts
-from recsys_tasks.shop import Training
+from recsys_tasks.shop import Training, load_shop
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import Windows
 from tests.interactions import START, interactions
@@ -39,7 +39,7 @@ def shelf(lake, days):
         np.save(folder / "unique.npy", np.zeros((1, 4), np.float16))
         np.save(folder / "row.npy", np.zeros(SIZE, np.int64))
     log = interactions(rows, SIZE, SIZE, days)
-    return Shelf(lake, f"snapshots/{days}", "vectors/one", catalog(SIZE), log)
+    return Shelf(lake, load_shop("complete_journey"), f"snapshots/{days}", "vectors/one", catalog(SIZE), log)
 
 
 def windows(days):

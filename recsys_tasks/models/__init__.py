@@ -16,10 +16,11 @@ MODELS = {
     "content": "recsys_tasks.models.content:Content",
     "sasrec": "recsys_tasks.models.sasrec:SASRec",
     "ranker": "recsys_tasks.models.ranker:Ranker",
+    "transformer_dqn": "recsys_tasks.models.transformer_dqn:TransformerDQN",
 }
 BASELINES = ("popular", "repeat", "item_knn", "ease")
 """Trained every night: no number is shown without them beside it."""
-STAGES = {"ranker": 2}
+STAGES = {"ranker": 2, "transformer_dqn": 3}
 """Models trained after those of the stage before, which are their sources; all others are of the first stage."""
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from recsys_tasks.errors import NotFittedError, TrainingError
 from recsys_tasks.metrics import hits, ndcg_at_k
+from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.snapshot import Catalog, Interactions
 from recsys_tasks.split import Truth
 
@@ -66,8 +67,8 @@ class Material:
     """Told each ndcg@10 on validation while training goes on; what it raises ends the training."""
     sources: Mapping[str, "Model"] = field(default_factory=dict)
     """By name, models of the stage before trained on the same interactions; for models of a later stage."""
-    window: Interactions | None = None
-    """All events of the validation window."""
+    visits: Callable[[], Visits] | None = None
+    """Reads the log as visits, for who fits a simulated shop to the validation window; nothing after it may be used."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ from gymnasium.vector.utils import batch_space
 
 from recsys_tasks.contract import EVENT_TYPES
 from recsys_tasks.errors import ContractError
+from recsys_tasks.simulation.replay import Log
+from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.simulation.world import NEWEST, World, bucket
+from recsys_tasks.snapshot import DAY
 
 ID = "nightcart/Shop-v0"
 FEATURES = (
@@ -126,7 +129,8 @@ class ShopVectorEnv(VectorEnv):
         self._lists, self._none = items, items < 0
         self._preference = world.scale * world.preference(np.arange(world.n_customers), items)  # (n_customers, C)
         times, self._bought_days = world.bought(np.arange(world.n_customers), items)
-        self._features = self._listed(items, scores, times)
+        price, popularity = (standardised(np.log1p(known)) for known in (world.price, world.known_popularity))
+        self._features = candidate_features(items, scores, times, self._bought_days, price, popularity)
         self._target = EVENT_TYPES.index(world.target)
         # the state, a row an environment
         self._customer, self._slot, self._visit = (np.zeros(n, np.intp) for _ in range(3))
@@ -176,22 +180,6 @@ class ShopVectorEnv(VectorEnv):
         """Return (B, C) bool: which candidates may be chosen now."""
         return ~self._shown
 
-    def _listed(self, items: np.ndarray, scores: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """(n_customers, C, F) float32 features as far as lists tell them."""
-        world = self.world
-        found = np.zeros((*items.shape, len(FEATURES)), np.float32)
-        told = (items >= 0) & np.isfinite(scores)
-        low = np.where(told, scores, np.inf).min(1, keepdims=True)
-        high = np.where(told, scores, -np.inf).max(1, keepdims=True)
-        with np.errstate(invalid="ignore"):
-            found[..., _FEATURE["score"]] = np.where(told, (scores - low) / np.maximum(high - low, 1e-9), 0)
-        found[..., _FEATURE["rank"]] = 1 / np.log2(np.arange(items.shape[1]) + 2)
-        found[..., _FEATURE["price"]] = _standard(np.log1p(world.price))[items]
-        found[..., _FEATURE["popularity"]] = _standard(np.log1p(world.known_popularity))[items]
-        found[..., _FEATURE["bought"]] = np.log1p(times)
-        found[items < 0] = 0
-        return np.clip(found, -_LIMIT, _LIMIT)
-
     def _begin(self, rows: np.ndarray, customers: np.ndarray | None = None) -> None:
         """Start an episode in some environments."""
         drawn = self.customers[self.np_random.integers(len(self.customers), size=len(rows))]
@@ -214,10 +202,9 @@ class ShopVectorEnv(VectorEnv):
         self._shown[rows] = self._none[self._customer[rows]]
         self._slot[rows], self._answers[rows], self._kind[rows], self._bought_now[rows] = 0, 0, 0, False
         self._met[rows] = 0
-        ever = np.isfinite(days)
         seen = self._seen
-        seen[rows, :, _FEATURE["bought_days"]] = np.where(ever, np.log1p(np.where(ever, days, 0)) / np.log1p(365), 0)
-        seen[rows, :, _FEATURE["bought_ever"]] = ever
+        seen[rows, :, _FEATURE["bought_days"]] = _age(days)
+        seen[rows, :, _FEATURE["bought_ever"]] = np.isfinite(days)
         seen[rows, :, _FEATURE["department"]] = 0
         seen[rows, :, _FEATURE["slot"]] = 0
         seen[rows, :, _FEATURE["visit"]] = self._visit[rows, None] / self.visits
@@ -233,10 +220,7 @@ class ShopVectorEnv(VectorEnv):
         answered = shown & (answer < -np.expm1(-chance))
         event = np.where(answered, (kind[:, None] >= world.kind_steps[self._kind, department]).sum(1), -1)
         bought = event == self._target
-        if self.reward == "weights":
-            rewards = np.where(answered, world.weights[event], 0).astype(np.float64)
-        else:
-            rewards = np.where(bought, np.nan_to_num(world.price[item]), 0).astype(np.float64)
+        rewards = np.where(answered, self._earned(item, event), 0.0)
         infos = {"event": event + 1, "bought": bought, "visit": self._visit.copy(), "slot": self._slot.copy()}
         infos["customer"] = self._customer.copy()
         self._slot += 1
@@ -244,16 +228,8 @@ class ShopVectorEnv(VectorEnv):
         self._bought_now |= bought
         self._kind = np.where(answered, event + 1, self._kind)
         now = np.flatnonzero(answered)
-        self._history[now, :-1], self._history[now, -1] = self._history[now, 1:], item[now] + 1
-        self._event[now, :-1], self._event[now, -1] = self._event[now, 1:], event[now] + 1
-        self._met[now] += self._departments[now] == department[now, None]
-        self._seen[now, :, _FEATURE["department"]] = np.log1p(self._met[now])
+        self._note(now, item[now], event[now], action[now])
         self._seen[:, :, _FEATURE["slot"]] = (self._slot / self.slots)[:, None]
-        now = np.flatnonzero(bought)
-        self._last[now, action[now]] = self._day[now]
-        self._seen[now, action[now], _FEATURE["bought"]] = np.log1p(
-            np.expm1(self._seen[now, action[now], _FEATURE["bought"]]) + 1
-        )
         hazard = world.leave[np.clip(self._answers - 1, 0, len(world.leave) - 1)]
         leaves = (stay < np.where(answered, hazard, world.bored)) | (self._slot == self.slots)
         group = self._bought_now.astype(np.intp)
@@ -265,6 +241,75 @@ class ShopVectorEnv(VectorEnv):
         self._visit[again] += 1
         self._enter(again)
         return rewards, terminated, truncated, infos
+
+    def _earned(self, item: np.ndarray, event: np.ndarray) -> np.ndarray:
+        """What a step earns in which these events were done with items, float64."""
+        if self.reward == "weights":
+            return self.world.weights[event].astype(np.float64)
+        return np.where(event == self._target, np.nan_to_num(self.world.price[item]), 0).astype(np.float64)
+
+    def _note(self, rows: np.ndarray, item: np.ndarray, event: np.ndarray, place: np.ndarray) -> None:
+        """Take in what some customers did with items, which are their candidates at ``place``, or -1 for others."""
+        self._history[rows, :-1], self._history[rows, -1] = self._history[rows, 1:], item + 1
+        self._event[rows, :-1], self._event[rows, -1] = self._event[rows, 1:], event + 1
+        self._met[rows] += self._departments[rows] == self.world.department[item][:, None]
+        self._seen[rows, :, _FEATURE["department"]] = np.log1p(self._met[rows])
+        bought = (event == self._target) & (place >= 0)
+        rows, place = rows[bought], place[bought]
+        self._last[rows, place] = self._day[rows]
+        times = np.expm1(self._seen[rows, place, _FEATURE["bought"]])
+        self._seen[rows, place, _FEATURE["bought"]] = np.log1p(times + 1)
+
+    def logged(self, visits: Visits) -> Log:
+        """Return what the customers, one an environment, did in the world's window, as decisions of a shop.
+
+        A decision is an event with a candidate, as if it had been shown in its slot: what else the shop showed is not
+        in the log. What customers did with other items is part of the states that follow.
+
+        Raises
+        ------
+        ContractError
+            There is not one environment for each of ``customers``, or nobody did anything with a candidate.
+
+        """
+        world = self.world
+        if self.num_envs != len(self.customers):
+            raise ContractError(
+                f"num_envs: expected one each of {len(self.customers)} customers, found {self.num_envs}"
+            )
+        self._begin(np.arange(self.num_envs), self.customers)
+        window = visits.between(world.start, world.end)
+        of = np.searchsorted(world.user[self.customers], window.user).clip(0, self.num_envs - 1)
+        known = world.user[self.customers][of] == window.user
+        window, of = window.where(known), of[known]
+        rows, first, count = np.unique(of, return_index=True, return_counts=True)
+        states, decided = [], []
+        for n in range(count.max(initial=0)):  # the n-th event of everybody
+            live, at = rows[count > n], first[count > n] + n
+            new = np.ones(len(at), bool) if n == 0 else window.visit[at] != window.visit[at - 1]
+            entering = live[new]
+            self._day[entering] = (window.time[at[new]] - world.start) / DAY
+            self._visit[entering] = np.minimum(self._visit[entering] + (n > 0), self.visits - 1)
+            self._enter(entering)
+            item, event = window.item[at], window.kind[at].astype(np.intp)
+            match = self._items[live] == item[:, None]
+            place = np.where(match.any(1), match.argmax(1), -1)
+            told = (place >= 0) & (self._slot[live] < self.slots)
+            told[told] = ~self._shown[live[told], place[told]]
+            states.append(self._observation(live[told]))
+            earned = self._earned(item, event)[told]
+            decided.append(np.stack([live[told], np.full(told.sum(), n), place[told], earned]))
+            self._shown[live[told], place[told]] = True
+            self._note(live, item, event, place)
+            self._slot[live] += 1
+            self._seen[live, :, _FEATURE["slot"]] = np.minimum(self._slot[live] / self.slots, 1)[:, None]
+        customer, turn, action, reward = np.concatenate(decided, 1) if decided else np.empty((4, 0))
+        if not len(customer):
+            raise ContractError("nobody did anything with a candidate in the world's window; give longer lists")
+        order = np.lexsort((turn, customer))
+        state = {name: np.concatenate([part[name] for part in states])[order] for name in states[0]}
+        episode, action = customer[order].astype(np.int64), action[order].astype(np.int64)
+        return Log(state, action, reward[order], episode, np.zeros(len(order), bool))
 
     def _observation(self, rows: Any = slice(None)) -> dict[str, np.ndarray]:
         """Copies of the state, of the form of the space."""
@@ -319,7 +364,42 @@ def _masked(info: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
     return found | {f"_{name}": rows.copy() for name in info}
 
 
-def _standard(values: np.ndarray) -> np.ndarray:
+def candidate_features(
+    items: np.ndarray,
+    scores: np.ndarray,
+    times: np.ndarray,
+    days: np.ndarray,
+    price: np.ndarray,
+    popularity: np.ndarray,
+) -> np.ndarray:
+    """Return (n, C, F) float32 features when a visit begins, of candidates (n, C) item_idx or -1, best first.
+
+    ``scores`` (n, C) are the list's own, ``times`` and ``days`` (n, C) of the target event before and since the newest
+    of them (inf for never); ``price`` and ``popularity`` (m,) ``standardised``.
+    """
+    found = np.zeros((*items.shape, len(FEATURES)), np.float32)
+    told = (items >= 0) & np.isfinite(scores)
+    low = np.where(told, scores, np.inf).min(1, keepdims=True)
+    high = np.where(told, scores, -np.inf).max(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        found[..., _FEATURE["score"]] = np.where(told, (scores - low) / np.maximum(high - low, 1e-9), 0)
+    found[..., _FEATURE["rank"]] = 1 / np.log2(np.arange(items.shape[1]) + 2)
+    found[..., _FEATURE["price"]] = price[items]
+    found[..., _FEATURE["popularity"]] = popularity[items]
+    found[..., _FEATURE["bought"]] = np.log1p(times)
+    found[..., _FEATURE["bought_days"]] = _age(days)
+    found[..., _FEATURE["bought_ever"]] = np.isfinite(days)
+    found[items < 0] = 0
+    return np.clip(found, -_LIMIT, _LIMIT)
+
+
+def _age(days: np.ndarray) -> np.ndarray:
+    """Return the logarithm of 1 + days, over that of a year; 0 for never (inf)."""
+    ever = np.isfinite(days)
+    return np.where(ever, np.log1p(np.where(ever, days, 0)) / np.log1p(365), 0)
+
+
+def standardised(values: np.ndarray) -> np.ndarray:
     """Return values less their mean, over their standard deviation; 0 where unknown."""
     told = np.isfinite(values)
     if not told.any():

@@ -68,7 +68,7 @@ print(*(name for name in {HEAVY} if name in sys.modules))
 
 
 def test_the_tasks_are_tonight_what_is_mapped_over_and_the_ten_steps(nightly):
-    assert set(nightly.task_ids) == {"tonight", "recipes", "rank", "shards", *STEPS}, (
+    assert set(nightly.task_ids) == {"tonight", "recipes", "rank", "decide", "shards", *STEPS}, (
         "a task came or went: tell doc_md and docs"
     )
 
@@ -79,11 +79,12 @@ def test_the_ten_steps_run_in_their_order(nightly):
         assert before in upstream, f"{after} must come after {before}: pass it what {before} returns"
 
 
-def test_the_second_stage_is_trained_between_its_sources_and_evaluate(nightly):
-    rank = nightly.get_task("rank")
+def test_later_stages_are_trained_between_their_sources_and_evaluate(nightly):
+    rank, decide = nightly.get_task("rank"), nightly.get_task("decide")
     assert "train" in rank.upstream_task_ids, "the ranker reads what every model of the first stage says"
-    assert "evaluate" in rank.downstream_task_ids, "the ranker stands on tonight's leaderboard"
-    assert rank.trigger_rule == "all_done", "a source that failed to train must only drop out"
+    assert "rank" in decide.upstream_task_ids, "the agent re-orders what the ranker says"
+    assert "evaluate" in decide.downstream_task_ids, "both stand on tonight's leaderboard"
+    assert rank.trigger_rule == decide.trigger_rule == "all_done", "a source that failed to train must only drop out"
 
 
 def test_tonight_comes_before_everything(nightly):

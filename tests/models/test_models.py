@@ -12,6 +12,7 @@ from recsys_tasks.contract import VIEWS
 from recsys_tasks.errors import NotFittedError, TrainingError
 from recsys_tasks.models import BASELINES, MODELS, STAGES, Material, base, model_class
 from recsys_tasks.models.base import top_k
+from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
 from tests.conftest import ROOT
@@ -19,12 +20,14 @@ from tests.interactions import interactions
 from tests.models.worlds import SIZE, catalog, checkerboard, material, telling
 
 ALL = list(MODELS)
+AGENT = {"width": 8, "hidden": 16, "warm_up": 200, "batch_size": 64, "tuning_steps": 50}
 QUICK = {
     "two_tower": {"batch_size": 64, "epochs": 15, "dim": 16, "negatives": 8, "learning_rate": 0.01},
     "vaecf": {"batch_size": 10, "epochs": 20, "k": 8, "autoencoder_structure": (16,), "learning_rate": 0.01},
+    "transformer_dqn": {"steps": 2000, "environments": 16, "episodes": 100, "candidates": 20, "agent": AGENT},
     "sasrec": {"epochs": 20, "dim": 16, "max_length": 16, "learning_rate": 0.01, "dropout": 0.2, "temperature": 0.2},
 }
-COLLABORATIVE = ["item_knn", "ease", "two_tower", "vaecf", "sasrec", "ranker"]
+COLLABORATIVE = ["item_knn", "ease", "two_tower", "vaecf", "sasrec", "ranker", "transformer_dqn"]
 """Models that learn from other customers; ``popular``, ``repeat`` and ``content`` are not meant to."""
 
 
@@ -32,27 +35,35 @@ def model(name, **config):
     return model_class(name)(model_class(name).Config(**{**QUICK.get(name, {}), **config}))
 
 
-def sources(name, log, items=None):
-    """What a model of the second stage reads, trained on a log; nothing for the others."""
-    wanted = BASELINES if name in STAGES else ()
-    return {source: model(source).fit(material(log, items)) for source in wanted}
-
-
 def lesson(name, log, items=None):
-    """What a model learns from: all of a log; one of the second stage learns to rank from its last week."""
+    """What a model learns from: all of a log; one of a later stage learns from its last week, over the stage before."""
     if name not in STAGES:
         return material(log, items)
     week = {view: truth(log, log.as_of - 7 * DAY, log.as_of, view) for view in VIEWS}
-    past = week["all"].past
-    return replace(material(past, items), validation=week, sources=sources(name, past, items))
+    past = material(week["all"].past, items)
+    first = {source: model(source).fit(past) for source in BASELINES}
+    told = replace(past, validation=week, sources=first, visits=lambda: visits(log))
+    return told if STAGES[name] == 2 else replace(told, sources={"ranker": model("ranker").fit(told)})
+
+
+def visits(log):
+    """The log as visits."""
+    events = {"user": log.user_idx, "item": log.item_idx, "time": log.time, "kind": log.kind}
+    return Visits.of(log.n_users, log.n_items, {"click": 0.5, "purchase": 1.0}, "purchase", **events)
+
+
+def again(fitted, log, items=None):
+    """The model trained once more, on all of a log, as its sources are."""
+    if fitted.name not in STAGES:
+        return model(fitted.name).fit(material(log, items))
+    below = {name: again(source, log, items) for name, source in fitted.sources_.items()}
+    return fitted.refit(replace(material(log, items), sources=below))
 
 
 def learned(name, log, items=None, **config):
-    """A model that learned, and of the second stage was refitted through the end of the log."""
+    """A model that learned, and of a later stage was refitted through the end of the log."""
     fitted = model(name, **config).fit(lesson(name, log, items))
-    if name not in STAGES:
-        return fitted
-    return fitted.refit(replace(material(log, items), sources=sources(name, log, items)))
+    return again(fitted, log, items) if name in STAGES else fitted
 
 
 def lists(fitted, log, k, exclude_seen=False, items=None, users=None):
@@ -62,7 +73,18 @@ def lists(fitted, log, k, exclude_seen=False, items=None, users=None):
 
 
 def test_these_are_the_models():
-    assert ALL == ["popular", "repeat", "item_knn", "ease", "two_tower", "vaecf", "content", "sasrec", "ranker"]
+    assert ALL == [
+        "popular",
+        "repeat",
+        "item_knn",
+        "ease",
+        "two_tower",
+        "vaecf",
+        "content",
+        "sasrec",
+        "ranker",
+        "transformer_dqn",
+    ]
     assert set(BASELINES) < set(ALL)
     assert all(model_class(name).name == name for name in ALL)
 
@@ -125,7 +147,7 @@ def test_everybody_gets_a_full_list(name):
     """A user with one event, a user with none, a visitor; an item with no event is in the catalogue."""
     log = interactions([(0, 0, 1), (0, 1, 2), (1, 1, 3), (2, 0, 4), (2, 2, 5)], 4, 6, days=7)
     if name in STAGES:  # so little teaches no ranking: it learned in another shop, and has this one's sources
-        fitted = learned(name, checkerboard()).refit(replace(material(log), sources=sources(name, log)))
+        fitted = again(learned(name, checkerboard()), log)
     else:
         fitted = learned(name, log, **({"batch_size": 2, "epochs": 2} if name == "two_tower" else {}))
     ranked = lists(fitted, log, 5, users=[0, 1, 3, -1])
@@ -142,7 +164,7 @@ def test_a_model_saved_and_loaded_in_a_fresh_process_gives_identical_lists(name,
     code = (
         "import sys, json, pathlib\n"
         "from tests.models.test_models import *\n"
-        f"read = sources({name!r}, checkerboard())\n"
+        f"read = learned({name!r}, checkerboard()).sources_\n"
         f"loaded = model_class({name!r}).load(pathlib.Path(sys.argv[1]), catalog(SIZE), read)\n"
         "ranked = lists(loaded, checkerboard(), 10)\n"
         "print(json.dumps([ranked.items.tolist(), ranked.scores.tolist()]))\n"
@@ -155,7 +177,7 @@ def test_a_model_saved_and_loaded_in_a_fresh_process_gives_identical_lists(name,
 @pytest.mark.parametrize("name", ALL)
 def test_nothing_saved_needs_unpickling(name, tmp_path):
     learned(name, checkerboard()).save(tmp_path, catalog(SIZE))
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".npy"}
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".npy", ".png", ".tflite"}
     for path in tmp_path.glob("*.npy"):
         np.load(path, allow_pickle=False)
 
