@@ -36,7 +36,7 @@ FEATURES = (
     "score",  # of the supervised list, from 0 to 1 within it
     "rank",  # 1 / log2(rank + 1), rank from 1
     "price",  # logarithm, standardised over the catalogue; 0 where unknown
-    "popularity",  # logarithm of 1 + events before the world began, standardised over the catalogue
+    "popularity",  # logarithm of 1 + events before the world began, over that of the most popular item
     "bought",  # logarithm of 1 + times
     "bought_days",  # logarithm of 1 + days since, over that of a year; 0 for never
     "bought_ever",
@@ -126,7 +126,7 @@ class ShopVectorEnv(VectorEnv):
         self._lists, self._none = items, items < 0
         self._preference = world.scale * world.preference(np.arange(world.n_customers), items)  # (n_customers, C)
         times, self._bought_days = world.bought(np.arange(world.n_customers), items)
-        self._features = self._listed(items, scores, times)
+        self._features = list_features(items, scores, times, self._bought_days, world.price, world.known_popularity)
         self._target = EVENT_TYPES.index(world.target)
         # the state, a row an environment
         self._customer, self._slot, self._visit = (np.zeros(n, np.intp) for _ in range(3))
@@ -176,22 +176,6 @@ class ShopVectorEnv(VectorEnv):
         """Return (B, C) bool: which candidates may be chosen now."""
         return ~self._shown
 
-    def _listed(self, items: np.ndarray, scores: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """(n_customers, C, F) float32 features as far as lists tell them."""
-        world = self.world
-        found = np.zeros((*items.shape, len(FEATURES)), np.float32)
-        told = (items >= 0) & np.isfinite(scores)
-        low = np.where(told, scores, np.inf).min(1, keepdims=True)
-        high = np.where(told, scores, -np.inf).max(1, keepdims=True)
-        with np.errstate(invalid="ignore"):
-            found[..., _FEATURE["score"]] = np.where(told, (scores - low) / np.maximum(high - low, 1e-9), 0)
-        found[..., _FEATURE["rank"]] = 1 / np.log2(np.arange(items.shape[1]) + 2)
-        found[..., _FEATURE["price"]] = _standard(np.log1p(world.price))[items]
-        found[..., _FEATURE["popularity"]] = _standard(np.log1p(world.known_popularity))[items]
-        found[..., _FEATURE["bought"]] = np.log1p(times)
-        found[items < 0] = 0
-        return np.clip(found, -_LIMIT, _LIMIT)
-
     def _begin(self, rows: np.ndarray, customers: np.ndarray | None = None) -> None:
         """Start an episode in some environments."""
         drawn = self.customers[self.np_random.integers(len(self.customers), size=len(rows))]
@@ -214,10 +198,8 @@ class ShopVectorEnv(VectorEnv):
         self._shown[rows] = self._none[self._customer[rows]]
         self._slot[rows], self._answers[rows], self._kind[rows], self._bought_now[rows] = 0, 0, 0, False
         self._met[rows] = 0
-        ever = np.isfinite(days)
         seen = self._seen
-        seen[rows, :, _FEATURE["bought_days"]] = np.where(ever, np.log1p(np.where(ever, days, 0)) / np.log1p(365), 0)
-        seen[rows, :, _FEATURE["bought_ever"]] = ever
+        seen[rows, :, _FEATURE["bought_days"]], seen[rows, :, _FEATURE["bought_ever"]] = _of_days(days)
         seen[rows, :, _FEATURE["department"]] = 0
         seen[rows, :, _FEATURE["slot"]] = 0
         seen[rows, :, _FEATURE["visit"]] = self._visit[rows, None] / self.visits
@@ -313,6 +295,46 @@ class ShopEnv(gym.Env):
         return {name: part[0].copy() for name, part in batch.items()}
 
 
+def list_features(
+    items: np.ndarray,
+    scores: np.ndarray,
+    times: np.ndarray,
+    days: np.ndarray,
+    price: np.ndarray,
+    popularity: np.ndarray,
+) -> np.ndarray:
+    """Return (n, C, F) float32, ``FEATURES`` as they are when an episode begins.
+
+    Parameters
+    ----------
+    items, scores
+        (n, C) item_idx or -1, best first, and what the supervised model gave them.
+    times, days
+        (n, C) how often the customer did the target event with the item, and how many days ago; inf for never.
+    price, popularity
+        (m,) of the catalogue; NaN where unknown, and number of events.
+
+    """
+    found = np.zeros((*items.shape, len(FEATURES)), np.float32)
+    told = (items >= 0) & np.isfinite(scores)
+    low = np.where(told, scores, np.inf).min(1, keepdims=True)
+    high = np.where(told, scores, -np.inf).max(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        found[..., _FEATURE["score"]] = np.where(told, (scores - low) / np.maximum(high - low, 1e-9), 0)
+    found[..., _FEATURE["rank"]] = 1 / np.log2(np.arange(items.shape[1]) + 2)
+    found[..., _FEATURE["price"]] = _standard(np.log1p(price))[items]
+    found[..., _FEATURE["popularity"]] = (np.log1p(popularity) / np.log1p(max(popularity.max(), 1)))[items]
+    found[..., _FEATURE["bought"]] = np.log1p(times)
+    found[..., _FEATURE["bought_days"]], found[..., _FEATURE["bought_ever"]] = _of_days(days)
+    found[items < 0] = 0
+    return np.clip(found, -_LIMIT, _LIMIT)
+
+
+def _of_days(days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ever = np.isfinite(days)
+    return np.where(ever, np.log1p(np.where(ever, days, 0)) / np.log1p(365), 0), ever
+
+
 def _masked(info: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
     """Return infos of some environments, 0 for the others, and for each name which ones they are."""
     found: dict[str, Any] = {name: np.where(rows, part, np.zeros(1, part.dtype)) for name, part in info.items()}
@@ -322,9 +344,8 @@ def _masked(info: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
 def _standard(values: np.ndarray) -> np.ndarray:
     """Return values less their mean, over their standard deviation; 0 where unknown."""
     told = np.isfinite(values)
-    if not told.any():
-        return np.zeros_like(values)
-    return np.where(told, (values - values[told].mean()) / max(values[told].std(), 1e-9), 0)
+    known = values[told] if told.any() else np.zeros(1)
+    return np.where(told, (values - known.mean()) / max(known.std(), 1e-9), 0)
 
 
 if ID not in gym.registry:

@@ -51,6 +51,12 @@ TOPIC_COUNTS = 5
 _PRIOR = 20
 """Items as expected that are added to those observed, lest few decide."""
 _CHUNK = 1_000_000
+_ROWS = 1024
+"""Customers worked on at a time."""
+_DEPARTMENTS = 256
+"""Of more, the smallest count as one."""
+_SAMPLE = 20_000
+"""Visits that satiation is counted in."""
 _ENOUGH = 100
 """Visits below which a rate is taken from a larger group."""
 
@@ -140,9 +146,13 @@ class World:
 
     def preference(self, customers: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return P(item | customer), float64 in the shape of ``items`` (n, c), of customers (n,); 0 for item -1."""
-        customers = customers[:, None]
-        counts = self.own(customers, items) + self.smoothing * self.mixed(customers, items)
-        return np.where(items >= 0, counts / (self.totals[customers] + self.smoothing), 0)
+        found = np.empty(items.shape)
+        for start in range(0, len(items), _ROWS):
+            part = slice(start, start + _ROWS)
+            of, item = customers[part, None], items[part]
+            counts = self.own(of, item) + self.smoothing * self.mixed(of, item)
+            found[part] = np.where(item >= 0, counts / (self.totals[of] + self.smoothing), 0)
+        return found
 
     def own(self, customers: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return the counts in the window, of arrays that broadcast."""
@@ -285,7 +295,7 @@ def fit_world(
     start: int,
     end: int,
     *,
-    response: float = 0.3,
+    response: float = 0.1,
     boredom: float = 0.5,
     topics: int = 32,
     max_customers: int = 20_000,
@@ -327,7 +337,7 @@ def fit_world(
         raise ContractError(f"no customer known before {start} came before {end}; give a longer window or history")
     if len(user) > max_customers:
         user = np.sort(rng.choice(user, max_customers, replace=False))
-    department = np.unique(np.array(catalog.departments, str), return_inverse=True)[1].astype(np.int32)
+    department = _departments(catalog)
     window = _rows_of(window, user)
     hidden = _preferences(window, user, department, topics, seed)
     rates = _rates(known, department, response, boredom)
@@ -352,6 +362,14 @@ def fit_world(
     )
     world = replace(world, rhythm=_rhythm(world, _rows_of(known, user)), satiation=_satiation(world, window))
     return replace(world, scale=_scale(world, rng))
+
+
+def _departments(catalog: Catalog) -> np.ndarray:
+    """(m,) int32 number of each item's department."""
+    code = np.unique(np.array(catalog.departments, str), return_inverse=True)[1]
+    size = np.bincount(code)
+    rank = np.argsort(np.argsort(-size, kind="stable"))
+    return np.minimum(rank, _DEPARTMENTS - 1)[code].astype(np.int32)
 
 
 def _rows_of(visits: Visits, users: np.ndarray) -> Visits:
@@ -592,6 +610,7 @@ def _satiation(world: World, window: Visits) -> np.ndarray:
     n_departments = world.departments_of.shape[1]
     if n_departments == 1:
         return np.ones(4)
+    window = window.where(window.number % max(len(window.starts) // _SAMPLE, 1) == 0)
     starts, lengths = window.starts, window.lengths
     row = np.searchsorted(world.user, window.user[starts])
     department = world.department[window.item]

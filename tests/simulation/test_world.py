@@ -4,12 +4,15 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import yaml
 
 from recsys_tasks.contract import EVENT_TYPES
 from recsys_tasks.errors import ContractError
+from recsys_tasks.shop import load_shop
 from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.simulation.world import World, fit_world
-from recsys_tasks.snapshot import DAY
+from recsys_tasks.snapshot import DAY, Snapshot
+from tests.ingested import ingested
 from tests.interactions import START
 from tests.simulation.shops import KINDS, LEAVE, N_ITEMS, N_USERS, WEIGHTS, WINDOW, fitted, shelf, visits, world
 
@@ -175,3 +178,25 @@ def test_raises_when_nobody_came_in_the_window():
         fit_world(visits(), shelf(), WINDOW[1], WINDOW[1])
     with pytest.raises(ContractError, match="expected shares"):
         fitted(response=1.0)
+
+
+def test_visits_are_read_from_a_snapshot_with_sessions_and_prices(tmp_path, monkeypatch):
+    monkeypatch.setenv("NIGHTCART_HOME", str(tmp_path / "home"))
+    rows = ["user,item,when,kind,price,basket"]
+    rows += ["ann,pen,2020-01-01T10:00:00Z,view,2.5,b1", "ann,cup,2020-01-01T12:00:00Z,buy,4.0,b1"]
+    rows += ["ann,pen,2020-01-01T12:00:01Z,buy,2.0,b2", "bob,cup,2020-01-02T09:00:00Z,view,,b3"]
+    rows += ["bob,cup,2020-01-02T09:01:00Z,back,4.0,b3"]
+    (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
+    names = {"user_id": "user", "item_id": "item", "timestamp": "when", "event_type": "kind", "price": "price"}
+    words = {"buy": "purchase", "view": "view", "back": "return"}
+    source = {"path": "log.csv", "columns": names | {"session_id": "basket"}, "event_types": words}
+    shop = {"name": "baskets", "source": {"format": "tabular", "events": source}}
+    (tmp_path / "shop.yaml").write_text(yaml.safe_dump(shop))
+    found = ingested(tmp_path / "shop.yaml", "2020-02-01T00:00:00Z")
+    snapshot = Snapshot(found.lake, found.id)
+    read = Visits.read(snapshot, load_shop(str(tmp_path / "shop.yaml"), tmp_path))
+    items = snapshot.item_ids().to_pylist()
+    told = [(int(v), items[i], EVENT_TYPES[k]) for v, i, k in zip(read.number, read.item, read.kind, strict=True)]
+    assert told == [(0, "pen", "view"), (0, "cup", "purchase"), (1, "pen", "purchase"), (2, "cup", "view")]
+    assert read.price.tolist()[:3] == [2.5, 4.0, 2.0]
+    assert np.isnan(read.price[3])
