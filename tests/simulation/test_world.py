@@ -1,6 +1,6 @@
 """The fitted behaviour, against a log whose customers behave as we say."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from tests.ingested import ingested
 from tests.interactions import START
 from tests.simulation.shops import KINDS, LEAVE, N_ITEMS, N_USERS, WEIGHTS, WINDOW, fitted, shelf, visits, world
 
-HIDDEN = ("mixture", "smoothing", "popularity", "topics_of", "items_of", "departments_of", "own_item", "own_times")
+HIDDEN = ("mixture", "smoothing", "popularity", "topics_of", "items_of", "own_item", "own_times")
 MINUTE = 60_000_000
 
 
@@ -34,6 +34,12 @@ def log(rows, session=None):
         kind=np.array([EVENT_TYPES.index(name) for name in kind]),
         session=None if session is None else np.array(session),
     )
+
+
+def short():
+    """A shelf of the nine items of ``log``."""
+    whole = shelf()
+    return replace(whole, **{field.name: getattr(whole, field.name)[:9] for field in fields(whole)})
 
 
 def same(one, other, names=None):
@@ -178,6 +184,15 @@ def test_raises_when_nobody_came_in_the_window():
         fit_world(visits(), shelf(), WINDOW[1], WINDOW[1])
     with pytest.raises(ContractError, match="expected shares"):
         fitted(response=1.0)
+
+
+def test_a_shop_without_target_events_or_second_visits_has_a_world():
+    rows = [(user, user + n, day * 24 * 60 + n, "view") for user in range(5) for day in (0, 40) for n in range(3)]
+    found = fit_world(log(rows), short(), START + 20 * DAY, START + 60 * DAY, topics=2)
+    assert found.n_customers == 5
+    assert found.preferences(np.arange(5)).sum(1) == pytest.approx(1)
+    assert not len(found.bought_item)
+    assert found.kinds[..., EVENT_TYPES.index("view")] == pytest.approx(1)
 
 
 def test_visits_are_read_from_a_snapshot_with_sessions_and_prices(tmp_path, monkeypatch):
