@@ -228,7 +228,7 @@ class ShopVectorEnv(VectorEnv):
         now = np.flatnonzero(answered)
         self._history[now, :-1], self._history[now, -1] = self._history[now, 1:], item[now] + 1
         self._event[now, :-1], self._event[now, -1] = self._event[now, 1:], event[now] + 1
-        self._met[now] += self._departments[now] == department[now, None]
+        self._met[now] += (self._departments[now] == department[now, None]) & (self._items[now] >= 0)
         self._seen[now, :, _FEATURE["department"]] = np.log1p(self._met[now])
         self._seen[:, :, _FEATURE["slot"]] = (self._slot / self.slots)[:, None]
         now = np.flatnonzero(bought)

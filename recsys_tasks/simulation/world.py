@@ -390,7 +390,6 @@ def _mean_price(visits: Visits) -> np.ndarray:
 def _histories(past: Visits, user: np.ndarray, start: int) -> dict[str, Any]:
     """What was known of each customer at ``start``."""
     row = np.searchsorted(user, past.user)
-    newest = len(past) - 1 - np.arange(len(past))
     ends = np.searchsorted(row, np.arange(len(user)), "right")
     column = NEWEST - (ends[row] - np.arange(len(past)))
     kept = column >= 0
