@@ -23,7 +23,7 @@ from recsys_tasks.models.sasrec import last_events
 from recsys_tasks.simulation.agent import Agent, AgentConfig, play
 from recsys_tasks.simulation.off_policy import Estimate
 from recsys_tasks.simulation.replay import Observation
-from recsys_tasks.simulation.shop import FEATURES, ShopVectorEnv, candidate_features, standardised
+from recsys_tasks.simulation.shop import FEATURES, ShopVectorEnv, list_features
 from recsys_tasks.simulation.world import World, fit_world
 from recsys_tasks.snapshot import Interactions
 
@@ -56,7 +56,7 @@ class TransformerDQNConfig(base.Config):
     """the shop file's weights of events, or the price of what is bought"""
     episodes: int = 4_000
     """played by each policy to be judged"""
-    response: float = 0.3
+    response: float = 0.1
     """assumed chance that an item such as customers choose for themselves is answered (``simulation.world``)"""
     agent: AgentConfig = AgentConfig()
 
@@ -78,7 +78,7 @@ class TransformerDQN(Model):
     def refit(self, material: Material) -> "TransformerDQN":
         """Return the same agent over a newly trained ranker."""
         again = TransformerDQN(self.config, self.seed)
-        again.agent_, again.reported = self.agent_, self.reported
+        again.agent_, again.price_, again.reported = self.agent_, self.price_, self.reported
         return again.fit(material)
 
     @property
@@ -97,7 +97,6 @@ class TransformerDQN(Model):
                 f"{self.name}: expected one ranker to re-order, found {found}; add ranker to the models"
             )
         self.sources_ = dict(material.sources)
-        self.price_ = np.nan_to_num(material.catalog.prices, nan=-1).astype(np.float32)
         if material.validation:
             self._learn(material)
         elif self.agent_ is None:
@@ -115,7 +114,7 @@ class TransformerDQN(Model):
             )
         except ContractError as error:
             raise TrainingError(f"{self.name}: no shop to practise in: {error}") from error
-        self.world_ = world
+        self.world_, self.price_ = world, np.nan_to_num(world.price, nan=-1)  # NaN is what learning must not end in
         log.info("%s: a simulated shop of %d customers", self.name, world.n_customers)
         items, scores = self._lists(material, window.past, world)
         judges = world.user % JUDGES == 0
@@ -203,8 +202,8 @@ class TransformerDQN(Model):
     def _observer(self, histories: Interactions) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Observation]:
         """Return a function from users (n,), candidates and scores (n, C) to what the agent sees before a visit."""
         bought = Rhythm.of(histories.item_idx, histories.n_items, histories, histories.is_target)
-        price = standardised(np.log1p(np.where(self.price_ >= 0, self.price_, np.nan)))
-        popularity = standardised(np.log1p(np.bincount(histories.item_idx, minlength=histories.n_items)))
+        price = np.where(self.price_ >= 0, self.price_, np.nan)
+        popularity = np.bincount(histories.item_idx, minlength=histories.n_items)
         today = histories.as_of / 86_400_000_000
 
         def observe(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> Observation:
@@ -216,7 +215,7 @@ class TransformerDQN(Model):
                 "history": np.where(events < 0, 0, histories.item_idx[events] + 1).astype(np.int32),
                 "event": np.where(events < 0, 0, histories.kind[events] + 1).astype(np.int32),
                 "candidates": items + np.int32(1),
-                "features": candidate_features(items, scores, times, days, price, popularity),
+                "features": list_features(items, scores, times, days, price, popularity),
                 "action_mask": (items >= 0).astype(np.int8),
             }
 

@@ -39,7 +39,7 @@ FEATURES = (
     "score",  # of the supervised list, from 0 to 1 within it
     "rank",  # 1 / log2(rank + 1), rank from 1
     "price",  # logarithm, standardised over the catalogue; 0 where unknown
-    "popularity",  # logarithm of 1 + events before the world began, standardised over the catalogue
+    "popularity",  # logarithm of 1 + events before the world began, over that of the most popular item
     "bought",  # logarithm of 1 + times
     "bought_days",  # logarithm of 1 + days since, over that of a year; 0 for never
     "bought_ever",
@@ -129,8 +129,7 @@ class ShopVectorEnv(VectorEnv):
         self._lists, self._none = items, items < 0
         self._preference = world.scale * world.preference(np.arange(world.n_customers), items)  # (n_customers, C)
         times, self._bought_days = world.bought(np.arange(world.n_customers), items)
-        price, popularity = (standardised(np.log1p(known)) for known in (world.price, world.known_popularity))
-        self._features = candidate_features(items, scores, times, self._bought_days, price, popularity)
+        self._features = list_features(items, scores, times, self._bought_days, world.price, world.known_popularity)
         self._target = EVENT_TYPES.index(world.target)
         # the state, a row an environment
         self._customer, self._slot, self._visit = (np.zeros(n, np.intp) for _ in range(3))
@@ -203,8 +202,7 @@ class ShopVectorEnv(VectorEnv):
         self._slot[rows], self._answers[rows], self._kind[rows], self._bought_now[rows] = 0, 0, 0, False
         self._met[rows] = 0
         seen = self._seen
-        seen[rows, :, _FEATURE["bought_days"]] = _age(days)
-        seen[rows, :, _FEATURE["bought_ever"]] = np.isfinite(days)
+        seen[rows, :, _FEATURE["bought_days"]], seen[rows, :, _FEATURE["bought_ever"]] = _of_days(days)
         seen[rows, :, _FEATURE["department"]] = 0
         seen[rows, :, _FEATURE["slot"]] = 0
         seen[rows, :, _FEATURE["visit"]] = self._visit[rows, None] / self.visits
@@ -252,7 +250,8 @@ class ShopVectorEnv(VectorEnv):
         """Take in what some customers did with items, which are their candidates at ``place``, or -1 for others."""
         self._history[rows, :-1], self._history[rows, -1] = self._history[rows, 1:], item + 1
         self._event[rows, :-1], self._event[rows, -1] = self._event[rows, 1:], event + 1
-        self._met[rows] += self._departments[rows] == self.world.department[item][:, None]
+        of_department = self._departments[rows] == self.world.department[item][:, None]
+        self._met[rows] += of_department & (self._items[rows] >= 0)
         self._seen[rows, :, _FEATURE["department"]] = np.log1p(self._met[rows])
         bought = (event == self._target) & (place >= 0)
         rows, place = rows[bought], place[bought]
@@ -358,13 +357,7 @@ class ShopEnv(gym.Env):
         return {name: part[0].copy() for name, part in batch.items()}
 
 
-def _masked(info: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
-    """Return infos of some environments, 0 for the others, and for each name which ones they are."""
-    found: dict[str, Any] = {name: np.where(rows, part, np.zeros(1, part.dtype)) for name, part in info.items()}
-    return found | {f"_{name}": rows.copy() for name in info}
-
-
-def candidate_features(
+def list_features(
     items: np.ndarray,
     scores: np.ndarray,
     times: np.ndarray,
@@ -372,10 +365,17 @@ def candidate_features(
     price: np.ndarray,
     popularity: np.ndarray,
 ) -> np.ndarray:
-    """Return (n, C, F) float32 features when a visit begins, of candidates (n, C) item_idx or -1, best first.
+    """Return (n, C, F) float32, ``FEATURES`` as they are when an episode begins.
 
-    ``scores`` (n, C) are the list's own, ``times`` and ``days`` (n, C) of the target event before and since the newest
-    of them (inf for never); ``price`` and ``popularity`` (m,) ``standardised``.
+    Parameters
+    ----------
+    items, scores
+        (n, C) item_idx or -1, best first, and what the supervised model gave them.
+    times, days
+        (n, C) how often the customer did the target event with the item, and how many days ago; inf for never.
+    price, popularity
+        (m,) of the catalogue; NaN where unknown, and number of events.
+
     """
     found = np.zeros((*items.shape, len(FEATURES)), np.float32)
     told = (items >= 0) & np.isfinite(scores)
@@ -384,27 +384,30 @@ def candidate_features(
     with np.errstate(invalid="ignore"):
         found[..., _FEATURE["score"]] = np.where(told, (scores - low) / np.maximum(high - low, 1e-9), 0)
     found[..., _FEATURE["rank"]] = 1 / np.log2(np.arange(items.shape[1]) + 2)
-    found[..., _FEATURE["price"]] = price[items]
-    found[..., _FEATURE["popularity"]] = popularity[items]
+    found[..., _FEATURE["price"]] = _standard(np.log1p(price))[items]
+    found[..., _FEATURE["popularity"]] = (np.log1p(popularity) / np.log1p(max(popularity.max(), 1)))[items]
     found[..., _FEATURE["bought"]] = np.log1p(times)
-    found[..., _FEATURE["bought_days"]] = _age(days)
-    found[..., _FEATURE["bought_ever"]] = np.isfinite(days)
+    found[..., _FEATURE["bought_days"]], found[..., _FEATURE["bought_ever"]] = _of_days(days)
     found[items < 0] = 0
     return np.clip(found, -_LIMIT, _LIMIT)
 
 
-def _age(days: np.ndarray) -> np.ndarray:
-    """Return the logarithm of 1 + days, over that of a year; 0 for never (inf)."""
+def _of_days(days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ever = np.isfinite(days)
-    return np.where(ever, np.log1p(np.where(ever, days, 0)) / np.log1p(365), 0)
+    return np.where(ever, np.log1p(np.where(ever, days, 0)) / np.log1p(365), 0), ever
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
+def _masked(info: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
+    """Return infos of some environments, 0 for the others, and for each name which ones they are."""
+    found: dict[str, Any] = {name: np.where(rows, part, np.zeros(1, part.dtype)) for name, part in info.items()}
+    return found | {f"_{name}": rows.copy() for name in info}
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
     """Return values less their mean, over their standard deviation; 0 where unknown."""
     told = np.isfinite(values)
-    if not told.any():
-        return np.zeros_like(values)
-    return np.where(told, (values - values[told].mean()) / max(values[told].std(), 1e-9), 0)
+    known = values[told] if told.any() else np.zeros(1)
+    return np.where(told, (values - known.mean()) / max(known.std(), 1e-9), 0)
 
 
 if ID not in gym.registry:

@@ -121,8 +121,13 @@ def validity(
     measures, samples = [], {}
     for name in PANELS:
         if name not in left_out:
-            samples[name] = (both[0][name], both[1][name])
-            measures.append(_measure(name, *samples[name], [(one[name], other[name]) for one, other in halves]))
+            log, model = both[0][name], both[1][name]
+            measure = _measure(name, log, model, [(one[name], other[name]) for one, other in halves])
+            if np.isfinite([measure.distance, measure.yardstick]).all():
+                measures.append(measure)
+                samples[name] = (log, model)
+            else:
+                left_out[name] = "there are too few to compare"
     counts = {"log": len(both[0]["visit_length"]), "simulated": len(both[1]["visit_length"])}
     return Report(measures, left_out, len(customers), counts, samples, world.end, end)
 

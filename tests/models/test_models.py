@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys_tasks.contract import VIEWS
+from recsys_tasks.contract import EVENT_TYPES, VIEWS
 from recsys_tasks.errors import NotFittedError, TrainingError
 from recsys_tasks.models import BASELINES, MODELS, STAGES, Material, base, model_class
 from recsys_tasks.models.base import top_k
@@ -49,7 +49,9 @@ def lesson(name, log, items=None):
 def visits(log):
     """The log as visits."""
     events = {"user": log.user_idx, "item": log.item_idx, "time": log.time, "kind": log.kind}
-    return Visits.of(log.n_users, log.n_items, {"click": 0.5, "purchase": 1.0}, "purchase", **events)
+    return Visits.of(
+        log.n_users, log.n_items, dict.fromkeys(EVENT_TYPES, 0.5) | {"purchase": 1.0}, "purchase", **events
+    )
 
 
 def again(fitted, log, items=None):

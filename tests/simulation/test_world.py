@@ -1,19 +1,22 @@
 """The fitted behaviour, against a log whose customers behave as we say."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import yaml
 
 from recsys_tasks.contract import EVENT_TYPES
 from recsys_tasks.errors import ContractError
+from recsys_tasks.shop import load_shop
 from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.simulation.world import World, fit_world
-from recsys_tasks.snapshot import DAY
+from recsys_tasks.snapshot import DAY, Snapshot
+from tests.ingested import ingested
 from tests.interactions import START
 from tests.simulation.shops import KINDS, LEAVE, N_ITEMS, N_USERS, WEIGHTS, WINDOW, fitted, shelf, visits, world
 
-HIDDEN = ("mixture", "smoothing", "popularity", "topics_of", "items_of", "departments_of", "own_item", "own_times")
+HIDDEN = ("mixture", "smoothing", "popularity", "topics_of", "items_of", "own_item", "own_times")
 MINUTE = 60_000_000
 
 
@@ -31,6 +34,12 @@ def log(rows, session=None):
         kind=np.array([EVENT_TYPES.index(name) for name in kind]),
         session=None if session is None else np.array(session),
     )
+
+
+def short():
+    """A shelf of the nine items of ``log``."""
+    whole = shelf()
+    return replace(whole, **{field.name: getattr(whole, field.name)[:9] for field in fields(whole)})
 
 
 def same(one, other, names=None):
@@ -175,3 +184,34 @@ def test_raises_when_nobody_came_in_the_window():
         fit_world(visits(), shelf(), WINDOW[1], WINDOW[1])
     with pytest.raises(ContractError, match="expected shares"):
         fitted(response=1.0)
+
+
+def test_a_shop_without_target_events_or_second_visits_has_a_world():
+    rows = [(user, user + n, day * 24 * 60 + n, "view") for user in range(5) for day in (0, 40) for n in range(3)]
+    found = fit_world(log(rows), short(), START + 20 * DAY, START + 60 * DAY, topics=2)
+    assert found.n_customers == 5
+    assert found.preferences(np.arange(5)).sum(1) == pytest.approx(1)
+    assert not len(found.bought_item)
+    assert found.kinds[..., EVENT_TYPES.index("view")] == pytest.approx(1)
+
+
+def test_visits_are_read_from_a_snapshot_with_sessions_and_prices(tmp_path, monkeypatch):
+    monkeypatch.setenv("NIGHTCART_HOME", str(tmp_path / "home"))
+    rows = ["user,item,when,kind,price,basket"]
+    rows += ["ann,pen,2020-01-01T10:00:00Z,view,2.5,b1", "ann,cup,2020-01-01T12:00:00Z,buy,4.0,b1"]
+    rows += ["ann,pen,2020-01-01T12:00:01Z,buy,2.0,b2", "bob,cup,2020-01-02T09:00:00Z,view,,b3"]
+    rows += ["bob,cup,2020-01-02T09:01:00Z,back,4.0,b3"]
+    (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
+    names = {"user_id": "user", "item_id": "item", "timestamp": "when", "event_type": "kind", "price": "price"}
+    words = {"buy": "purchase", "view": "view", "back": "return"}
+    source = {"path": "log.csv", "columns": names | {"session_id": "basket"}, "event_types": words}
+    shop = {"name": "baskets", "source": {"format": "tabular", "events": source}}
+    (tmp_path / "shop.yaml").write_text(yaml.safe_dump(shop))
+    found = ingested(tmp_path / "shop.yaml", "2020-02-01T00:00:00Z")
+    snapshot = Snapshot(found.lake, found.id)
+    read = Visits.read(snapshot, load_shop(str(tmp_path / "shop.yaml"), tmp_path))
+    items = snapshot.item_ids().to_pylist()
+    told = [(int(v), items[i], EVENT_TYPES[k]) for v, i, k in zip(read.number, read.item, read.kind, strict=True)]
+    assert told == [(0, "pen", "view"), (0, "cup", "purchase"), (1, "pen", "purchase"), (2, "cup", "view")]
+    assert read.price.tolist()[:3] == [2.5, 4.0, 2.0]
+    assert np.isnan(read.price[3])
