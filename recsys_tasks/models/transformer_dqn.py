@@ -10,6 +10,7 @@ seen it, so its order is that of Q in the first slot of a visit.
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -162,19 +163,35 @@ class TransformerDQN(Model):
         return Agent(vectors, len(EVENT_TYPES), len(FEATURES), self.config.history, self.config.agent, self.seed)
 
     def _lists(self, material: Material, past: Interactions, world: World) -> tuple[np.ndarray, np.ndarray]:
-        """Return (n_customers, C) what the ranker would show at the window's start, and its scores.
+        """Return (n_customers, C) what a ranker would show at the window's start, and its scores.
 
-        Every other customer gets what was never bought before, so that one agent serves both views.
+        The ranker has learned from the window, so its own lists would look better than they are: each half of the
+        customers gets lists of one that has learned from the other half. In each, every other customer gets what was
+        never bought before, so that one agent serves both views.
         """
         candidates, c = material.catalog.candidates(past.as_of), self.config.candidates
         items = np.full((world.n_customers, c), -1, np.int32)
         scores = np.full((world.n_customers, c), -np.inf, np.float32)
-        for rest in (0, 1):
-            rows = np.arange(rest, world.n_customers, 2)
-            ranked = self._supervised.recommend(past, world.user[rows], c, candidates, exclude_seen=rest == 1)
-            items[rows, : ranked.items.shape[1]] = np.where(ranked.filled, -1, ranked.items)
-            scores[rows, : ranked.items.shape[1]] = ranked.scores
+        for half in (0, 1):
+            ranker = self._of_others(material, half)
+            for view in (0, 1):
+                rows = np.flatnonzero(world.user % 4 == half + 2 * view)
+                if len(rows):
+                    ranked = ranker.recommend(past, world.user[rows], c, candidates, exclude_seen=view == 1)
+                    items[rows, : ranked.items.shape[1]] = np.where(ranked.filled, -1, ranked.items)
+                    scores[rows, : ranked.items.shape[1]] = ranked.scores
         return items, scores
+
+    def _of_others(self, material: Material, half: int) -> Model:
+        """Return a ranker that has learned from the validation window of the other half of the customers alone."""
+        assert material.validation is not None
+        taught = {}
+        for view, window in material.validation.items():
+            others = window.users % 2 != half
+            taught[view] = replace(window, users=window.users[others], items=window.items[others])
+        config = self._supervised.config.model_copy(update={"earlier_windows": 0})
+        learned = replace(material, validation=taught, sources=self._supervised.sources_)
+        return type(self._supervised)(config, self.seed).fit(learned)
 
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
         everything = np.ones(histories.n_items, bool)

@@ -69,6 +69,7 @@ class ShopVectorEnv(VectorEnv):
         visits: int = 3,
         history: int = 30,
         reward: Literal["weights", "revenue"] = "weights",
+        expected: bool = False,
     ) -> None:
         """Take the lists to choose from.
 
@@ -88,6 +89,9 @@ class ShopVectorEnv(VectorEnv):
             H, at most ``world.NEWEST``.
         reward
             What a step earns.
+        expected
+            A step earns what it would on average, whatever the customer then does: the same in the long run, told
+            with less noise, for learning.
 
         Raises
         ------
@@ -104,7 +108,7 @@ class ShopVectorEnv(VectorEnv):
             raise ContractError(f"history {history}: expected 1 to {NEWEST}; slots, visits, num_envs: 1 at least")
         if reward not in ("weights", "revenue"):
             raise ContractError(f"reward {reward!r}: expected weights or revenue")
-        self.world, self.slots, self.visits, self.reward = world, slots, visits, reward
+        self.world, self.slots, self.visits, self.reward, self.expected = world, slots, visits, reward, expected
         self.customers = np.arange(world.n_customers) if customers is None else np.asarray(customers)
         if not len(self.customers) or self.customers.min() < 0 or self.customers.max() >= world.n_customers:
             raise ContractError(
@@ -218,7 +222,10 @@ class ShopVectorEnv(VectorEnv):
         answered = shown & (answer < -np.expm1(-chance))
         event = np.where(answered, (kind[:, None] >= world.kind_steps[self._kind, department]).sum(1), -1)
         bought = event == self._target
-        rewards = np.where(answered, self._earned(item, event), 0.0)
+        if self.expected:
+            rewards = np.where(shown, -np.expm1(-chance) * self._expected(item, self._kind, department), 0.0)
+        else:
+            rewards = np.where(answered, self._earned(item, event), 0.0)
         infos = {"event": event + 1, "bought": bought, "visit": self._visit.copy(), "slot": self._slot.copy()}
         infos["customer"] = self._customer.copy()
         self._slot += 1
@@ -245,6 +252,13 @@ class ShopVectorEnv(VectorEnv):
         if self.reward == "weights":
             return self.world.weights[event].astype(np.float64)
         return np.where(event == self._target, np.nan_to_num(self.world.price[item]), 0).astype(np.float64)
+
+    def _expected(self, item: np.ndarray, kind: np.ndarray, department: np.ndarray) -> np.ndarray:
+        """What a step earns on average in which items are answered, after an event of ``kind``, float64."""
+        chances = self.world.kinds[kind, department]  # (B, T)
+        if self.reward == "weights":
+            return chances @ self.world.weights.astype(np.float64)
+        return chances[:, self._target] * np.nan_to_num(self.world.price[item])
 
     def _note(self, rows: np.ndarray, item: np.ndarray, event: np.ndarray, place: np.ndarray) -> None:
         """Take in what some customers did with items, which are their candidates at ``place``, or -1 for others."""
