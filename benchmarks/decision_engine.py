@@ -28,8 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-    os.environ.setdefault(variable, "1")
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import gymnasium as gym
@@ -106,12 +105,12 @@ def peers(options: argparse.Namespace) -> dict[str, Any]:
     steps, episodes = (2_000, 64) if options.quick else (options.steps, EPISODES)
     chance, rows = np.random.default_rng(0), []
 
-    def judge(name: str, seed: int, policy: Policy, seconds: float) -> None:
-        env, wasted = ShopVectorEnv(EPISODES // 10, **practice.arguments(judged=True)), []
+    def judge(name: str, seed: int, policy: Policy, seconds: float, shop: type[ShopVectorEnv] = ShopVectorEnv) -> None:
+        env, wasted = shop(EPISODES // 10, **practice.arguments(judged=True)), []
 
         def watched(observation: Observation) -> np.ndarray:
             action = policy(observation)
-            wasted.append(np.take_along_axis(observation["action_mask"], action[:, None], 1) == 0)
+            wasted.append(~np.take_along_axis(env.action_masks(), action[:, None], 1))
             return action
 
         found = play(env, watched, episodes, seed=1)
@@ -123,9 +122,9 @@ def peers(options: argparse.Namespace) -> dict[str, Any]:
     judge("chance", 0, lambda seen: best_allowed(chance.random(seen["action_mask"].shape), seen), 0)
     judge("supervised order", 0, lambda seen: best_allowed(seen["features"][:, :, 0], seen), 0)
     for seed in range(1 if options.quick else options.seeds):
-        for name, config in {"ours": AgentConfig(), "ours, without masks": AgentConfig(masked=False)}.items():
-            agent, seconds = ours(practice, config, steps, seed)
-            judge(name, seed, agent.act, seconds)
+        for name, shop in {"ours": ShopVectorEnv, "ours, without masks": Unmasked}.items():
+            agent, seconds = ours(practice, shop, steps, seed)
+            judge(name, seed, agent.act, seconds, shop)
         if find_spec("stable_baselines3"):
             for name, settings in {"": {}, ", our hyper-parameters": as_ours(AgentConfig(), steps)}.items():
                 q_values, seconds = theirs(practice, settings, steps, seed)
@@ -168,11 +167,21 @@ def peers_section(part: dict[str, Any]) -> list[str]:
 PARTS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., list[str]]]] = {"peers": (peers, peers_section)}
 
 
-def ours(practice: Practice, config: AgentConfig, steps: int, seed: int) -> tuple[Agent, float]:
+class Unmasked(ShopVectorEnv):
+    """Allows everything, and tells what is wasted as one more feature."""
+
+    def _observation(self, rows: Any = slice(None)) -> dict[str, np.ndarray]:
+        seen = super()._observation(rows)
+        features = np.concatenate([seen["features"], seen["action_mask"][:, :, None]], 2, dtype=np.float32)
+        return {**seen, "features": features, "action_mask": np.ones_like(seen["action_mask"])}
+
+
+def ours(practice: Practice, shop: type[ShopVectorEnv], steps: int, seed: int) -> tuple[Agent, float]:
     """Return a trained agent, and seconds of everything from its building on."""
     started = time.monotonic()
-    agent = Agent(practice.vectors, len(EVENT_TYPES), len(FEATURES), HISTORY, config, seed)
-    agent.train(ShopVectorEnv(ENVIRONMENTS, **practice.arguments(judged=False)), steps)
+    n_features = len(FEATURES) + (shop is Unmasked)
+    agent = Agent(practice.vectors, len(EVENT_TYPES), n_features, HISTORY, AgentConfig(), seed)
+    agent.train(shop(ENVIRONMENTS, **practice.arguments(judged=False)), steps)
     return agent, time.monotonic() - started
 
 

@@ -82,8 +82,6 @@ class AgentConfig(BaseModel):
     """at first and at last"""
     exploration: float = 0.3
     """share of the steps in which epsilon falls from the first to the last, linearly"""
-    masked: bool = True
-    """keep to the actions that are allowed; else learn from what it earns to ignore it"""
     conservative: float = 1.0
     """alpha, weight of the penalty of CQL when fine-tuning"""
     tuning_rate: float = 3e-4
@@ -198,7 +196,7 @@ class Agent:
         return float(np.interp(share, (0, self.config.exploration), self.config.epsilon))
 
     def _explore(self, observation: Observation, epsilon: float, rng: np.random.Generator) -> np.ndarray:
-        mask = observation["action_mask"] > 0 if self.config.masked else np.ones(observation["action_mask"].shape, bool)
+        mask = observation["action_mask"] > 0
         action = np.where(mask, rng.random(mask.shape), -1).argmax(1)
         greedy = rng.random(len(action)) >= epsilon
         if greedy.any():  # of all of them, so that the program is of one shape
@@ -260,13 +258,7 @@ class Agent:
     def _masked_q(self, observation: Mapping[str, Any]) -> Any:
         import tensorflow as tf
 
-        return tf.where(self._allowed(observation), self._q(self.network, observation), -np.inf)
-
-    def _allowed(self, observation: Mapping[str, Any]) -> Any:
-        import tensorflow as tf
-
-        mask = observation["action_mask"] > 0
-        return mask if self.config.masked else tf.ones_like(mask)
+        return tf.where(observation["action_mask"] > 0, self._q(self.network, observation), -np.inf)
 
     def _program(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         import tensorflow as tf
@@ -378,7 +370,7 @@ class Learner:
         import tensorflow as tf
 
         agent = self.agent
-        allowed = agent._allowed(following)
+        allowed = following["action_mask"] > 0
         network = agent.network if agent.config.double else agent.target
         best = tf.argmax(tf.where(allowed, agent._q(network, following), -np.inf), 1, tf.int32)
         value = agent._q(agent.target, _only(following, best))[:, 0]
@@ -421,7 +413,7 @@ class Learner:
         """Return Q (n, C) of all candidates, far below all where not allowed, and (n,) of the actions."""
         import tensorflow as tf
 
-        q = tf.where(self.agent._allowed(state), self.agent._q(self.agent.network, state), -1e9)
+        q = tf.where(state["action_mask"] > 0, self.agent._q(self.agent.network, state), -1e9)
         return q, tf.gather(q, action, batch_dims=1)
 
     def _descend(self, tape: Any, loss: Any) -> Any:
