@@ -36,7 +36,7 @@ FEATURES = (
     "score",  # of the supervised list, from 0 to 1 within it
     "rank",  # 1 / log2(rank + 1), rank from 1
     "price",  # logarithm, standardised over the catalogue; 0 where unknown
-    "popularity",  # logarithm of 1 + events before the world began, standardised over the catalogue
+    "popularity",  # logarithm of 1 + events before the world began, over that of the most popular item
     "bought",  # logarithm of 1 + times
     "bought_days",  # logarithm of 1 + days since, over that of a year; 0 for never
     "bought_ever",
@@ -126,14 +126,11 @@ class ShopVectorEnv(VectorEnv):
         self._lists, self._none = items, items < 0
         self._preference = world.scale * world.preference(np.arange(world.n_customers), items)  # (n_customers, C)
         times, self._bought_days = world.bought(np.arange(world.n_customers), items)
-        self._features = self._listed(items, scores, times)
-        self._types = np.cumsum(world.kinds, 1)
-        self._types[:, -1] = 1
-        self._gaps = np.cumsum(world.gaps, 1)
+        self._features = list_features(items, scores, times, self._bought_days, world.price, world.known_popularity)
         self._target = EVENT_TYPES.index(world.target)
         # the state, a row an environment
         self._customer, self._slot, self._visit = (np.zeros(n, np.intp) for _ in range(3))
-        self._answers, self._bought_now = np.zeros(n, np.intp), np.zeros(n, bool)
+        self._answers, self._kind, self._bought_now = np.zeros(n, np.intp), np.zeros(n, np.intp), np.zeros(n, bool)
         self._day = np.zeros(n)  # since the world began
         self._history, self._event = np.zeros((n, h), np.int32), np.zeros((n, h), np.int32)
         self._items, self._departments = np.zeros((n, c), np.int32), np.zeros((n, c), np.int32)
@@ -169,38 +166,15 @@ class ShopVectorEnv(VectorEnv):
             self._begin(ended)
             for name, part in self._observation(ended).items():
                 observation[name][ended] = part
-        infos |= _masked(info, ~over) if not over.all() else {}
-        return (
-            observation,
-            rewards,
-            terminated,
-            truncated,
-            infos
-            | {
-                "customer": self._customer.copy(),
-                "_customer": np.ones(self.num_envs, bool),
-            },
-        )
+        if not over.all():
+            infos |= _masked(info, ~over)
+        everyone = np.ones(self.num_envs, bool)
+        infos |= {"customer": self._customer.copy(), "_customer": everyone}  # of the new episodes as well
+        return observation, rewards, terminated, truncated, infos
 
     def action_masks(self) -> np.ndarray:
         """Return (B, C) bool: which candidates may be chosen now."""
         return ~self._shown
-
-    def _listed(self, items: np.ndarray, scores: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """(n_customers, C, F) float32 features as far as lists tell them."""
-        world = self.world
-        found = np.zeros((*items.shape, len(FEATURES)), np.float32)
-        told = (items >= 0) & np.isfinite(scores)
-        low = np.where(told, scores, np.inf).min(1, keepdims=True)
-        high = np.where(told, scores, -np.inf).max(1, keepdims=True)
-        with np.errstate(invalid="ignore"):
-            found[..., _FEATURE["score"]] = np.where(told, (scores - low) / np.maximum(high - low, 1e-9), 0)
-        found[..., _FEATURE["rank"]] = 1 / np.log2(np.arange(items.shape[1]) + 2)
-        found[..., _FEATURE["price"]] = _standard(np.log1p(world.price))[items]
-        found[..., _FEATURE["popularity"]] = _standard(np.log1p(world.known_popularity))[items]
-        found[..., _FEATURE["bought"]] = np.log1p(times)
-        found[items < 0] = 0
-        return np.clip(found, -_LIMIT, _LIMIT)
 
     def _begin(self, rows: np.ndarray, customers: np.ndarray | None = None) -> None:
         """Start an episode in some environments."""
@@ -222,11 +196,10 @@ class ShopVectorEnv(VectorEnv):
         days = self._day[rows, None] - self._last[rows]
         self._chance[rows] = self._preference[self._customer[rows]] * self.world.rhythm[bucket(days)]
         self._shown[rows] = self._none[self._customer[rows]]
-        self._slot[rows], self._answers[rows], self._bought_now[rows], self._met[rows] = 0, 0, False, 0
-        ever = np.isfinite(days)
+        self._slot[rows], self._answers[rows], self._kind[rows], self._bought_now[rows] = 0, 0, 0, False
+        self._met[rows] = 0
         seen = self._seen
-        seen[rows, :, _FEATURE["bought_days"]] = np.where(ever, np.log1p(np.where(ever, days, 0)) / np.log1p(365), 0)
-        seen[rows, :, _FEATURE["bought_ever"]] = ever
+        seen[rows, :, _FEATURE["bought_days"]], seen[rows, :, _FEATURE["bought_ever"]] = _of_days(days)
         seen[rows, :, _FEATURE["department"]] = 0
         seen[rows, :, _FEATURE["slot"]] = 0
         seen[rows, :, _FEATURE["visit"]] = self._visit[rows, None] / self.visits
@@ -234,26 +207,28 @@ class ShopVectorEnv(VectorEnv):
     def _act(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Show, be answered, stay or leave. The state becomes that of the next slot, unless the episode is over."""
         world, every = self.world, np.arange(self.num_envs)
-        answer, kind, stay, back, day, hour = self.np_random.random((self.num_envs, 6)).T
+        answer, kind, stay, back, hour, minute = self.np_random.random((self.num_envs, 6)).T
         shown = ~self._shown[every, action]
         self._shown[every, action] = True
         item, department = self._items[every, action], self._departments[every, action]
         chance = self._chance[every, action] * world.satiation[np.minimum(self._met[every, action], 3)]
         answered = shown & (answer < -np.expm1(-chance))
-        event = np.where(answered, (kind[:, None] >= self._types[department]).sum(1), -1)
+        event = np.where(answered, (kind[:, None] >= world.kind_steps[self._kind, department]).sum(1), -1)
         bought = event == self._target
         if self.reward == "weights":
             rewards = np.where(answered, world.weights[event], 0).astype(np.float64)
         else:
             rewards = np.where(bought, np.nan_to_num(world.price[item]), 0).astype(np.float64)
         infos = {"event": event + 1, "bought": bought, "visit": self._visit.copy(), "slot": self._slot.copy()}
+        infos["customer"] = self._customer.copy()
         self._slot += 1
         self._answers += answered
         self._bought_now |= bought
+        self._kind = np.where(answered, event + 1, self._kind)
         now = np.flatnonzero(answered)
         self._history[now, :-1], self._history[now, -1] = self._history[now, 1:], item[now] + 1
         self._event[now, :-1], self._event[now, -1] = self._event[now, 1:], event[now] + 1
-        self._met[now] += self._departments[now] == department[now, None]
+        self._met[now] += (self._departments[now] == department[now, None]) & (self._items[now] >= 0)
         self._seen[now, :, _FEATURE["department"]] = np.log1p(self._met[now])
         self._seen[:, :, _FEATURE["slot"]] = (self._slot / self.slots)[:, None]
         now = np.flatnonzero(bought)
@@ -267,8 +242,8 @@ class ShopVectorEnv(VectorEnv):
         terminated = leaves & (back >= world.returns[group])
         truncated = leaves & ~terminated & (self._visit + 1 == self.visits)
         again = np.flatnonzero(leaves & ~terminated & ~truncated)
-        whole = (day[again, None] >= self._gaps[group[again]]).sum(1).clip(0, self._gaps.shape[1] - 1)
-        self._day[again] += whole + hour[again]
+        hours = (hour[again, None] >= world.gap_steps[group[again]]).sum(1)
+        self._day[again] += (hours + minute[again]) / 24
         self._visit[again] += 1
         self._enter(again)
         return rewards, terminated, truncated, infos
@@ -306,16 +281,10 @@ class ShopEnv(gym.Env):
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Show one candidate."""
-        customer = int(self._shop._customer[0])
         rewards, terminated, truncated, infos = self._shop._act(np.array([int(action)]))
-        info = {name: value[0].item() for name, value in infos.items()} | {"customer": customer}
-        return (
-            self._first(self._shop._observation()),
-            float(rewards[0]),
-            bool(terminated[0]),
-            bool(truncated[0]),
-            info,
-        )
+        info = {name: value[0].item() for name, value in infos.items()}
+        observation = self._first(self._shop._observation())
+        return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def action_masks(self) -> np.ndarray:
         """Return (C,) bool: which candidates may be chosen now."""
@@ -324,6 +293,46 @@ class ShopEnv(gym.Env):
     @staticmethod
     def _first(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: part[0].copy() for name, part in batch.items()}
+
+
+def list_features(
+    items: np.ndarray,
+    scores: np.ndarray,
+    times: np.ndarray,
+    days: np.ndarray,
+    price: np.ndarray,
+    popularity: np.ndarray,
+) -> np.ndarray:
+    """Return (n, C, F) float32, ``FEATURES`` as they are when an episode begins.
+
+    Parameters
+    ----------
+    items, scores
+        (n, C) item_idx or -1, best first, and what the supervised model gave them.
+    times, days
+        (n, C) how often the customer did the target event with the item, and how many days ago; inf for never.
+    price, popularity
+        (m,) of the catalogue; NaN where unknown, and number of events.
+
+    """
+    found = np.zeros((*items.shape, len(FEATURES)), np.float32)
+    told = (items >= 0) & np.isfinite(scores)
+    low = np.where(told, scores, np.inf).min(1, keepdims=True)
+    high = np.where(told, scores, -np.inf).max(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        found[..., _FEATURE["score"]] = np.where(told, (scores - low) / np.maximum(high - low, 1e-9), 0)
+    found[..., _FEATURE["rank"]] = 1 / np.log2(np.arange(items.shape[1]) + 2)
+    found[..., _FEATURE["price"]] = _standard(np.log1p(price))[items]
+    found[..., _FEATURE["popularity"]] = (np.log1p(popularity) / np.log1p(max(popularity.max(), 1)))[items]
+    found[..., _FEATURE["bought"]] = np.log1p(times)
+    found[..., _FEATURE["bought_days"]], found[..., _FEATURE["bought_ever"]] = _of_days(days)
+    found[items < 0] = 0
+    return np.clip(found, -_LIMIT, _LIMIT)
+
+
+def _of_days(days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ever = np.isfinite(days)
+    return np.where(ever, np.log1p(np.where(ever, days, 0)) / np.log1p(365), 0), ever
 
 
 def _masked(info: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
@@ -335,9 +344,8 @@ def _masked(info: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
 def _standard(values: np.ndarray) -> np.ndarray:
     """Return values less their mean, over their standard deviation; 0 where unknown."""
     told = np.isfinite(values)
-    if not told.any():
-        return np.zeros_like(values)
-    return np.where(told, (values - values[told].mean()) / max(values[told].std(), 1e-9), 0)
+    known = values[told] if told.any() else np.zeros(1)
+    return np.where(told, (values - known.mean()) / max(known.std(), 1e-9), 0)
 
 
 if ID not in gym.registry:

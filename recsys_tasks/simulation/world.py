@@ -6,7 +6,7 @@ m items, D departments, T event types (``contract.EVENT_TYPES``), K topics.
 
 **Preference** P(item | customer), which sums to 1 and is above 0 for every item: the customer's own counts in the
 window with Dirichlet smoothing (Zhai & Lafferty 2001) towards a mixture of probabilistic latent semantic analysis
-(Hofmann 1999: KL factorisation of customers x items by expectation maximisation), the customer's departments, and
+(Hofmann 1999: KL factorisation of customers x items by expectation maximisation), the customer's categories, and
 popularity. Mixture and smoothing are those that say most of every second visit from the others. Popularity keeps for
 items nobody met the share of those met once (Good 1953).
 
@@ -51,6 +51,12 @@ TOPIC_COUNTS = 5
 _PRIOR = 20
 """Items as expected that are added to those observed, lest few decide."""
 _CHUNK = 1_000_000
+_ROWS = 1024
+"""Customers worked on at a time."""
+_DEPARTMENTS = 256
+"""Of more, the smallest count as one."""
+_SAMPLE = 20_000
+"""Visits that satiation is counted in."""
 _ENOUGH = 100
 """Visits below which a rate is taken from a larger group."""
 
@@ -88,6 +94,8 @@ class World:
     """float32 days from the newest one to ``start``"""
     department: np.ndarray
     """(m,) int32"""
+    category: np.ndarray
+    """(m,) int32 the narrowest one, which lies in one department"""
     price: np.ndarray
     """(m,) float32 of the catalogue, else the mean of those paid before ``start``; NaN where neither is known"""
     known_popularity: np.ndarray
@@ -95,13 +103,11 @@ class World:
     popularity: np.ndarray
     """(m,) float64, sums to 1: share of the events in the window, hidden from agents like what follows"""
     mixture: np.ndarray
-    """(3,) float64 weight of topics, departments, popularity"""
+    """(3,) float64 weight of topics, categories, popularity"""
     topics_of: np.ndarray
     """(n, K) float32, rows sum to 1"""
     items_of: np.ndarray
     """(K, m) float32, rows sum to 1"""
-    departments_of: np.ndarray
-    """(n, D) float32, rows sum to 1"""
     own_start: np.ndarray
     """(n + 1,) int64"""
     own_item: np.ndarray
@@ -109,7 +115,8 @@ class World:
     own_times: np.ndarray
     """float32"""
     kinds: np.ndarray
-    """(D, T) float64, rows sum to 1: what is done with an item that is answered"""
+    """(T + 1, D, T) float64, sums to 1 over the last: what is done with an item that is answered, by what was done with
+    the one before it in the visit (its place in EVENT_TYPES + 1, 0 for the first), and by department"""
     leave: np.ndarray
     """(M,) float64 probability of leaving after the 1st, 2nd ... answer of a visit; the last one holds for all later"""
     ends: np.ndarray
@@ -117,7 +124,7 @@ class World:
     returns: np.ndarray
     """(2,) float64 probability of coming back within the horizon, without and with the target event in the visit"""
     gaps: np.ndarray
-    """(2, days) float64, rows sum to 1: after how many days those who come back do"""
+    """(2, hours) float64, rows sum to 1: after how many hours those who come back do"""
     rhythm: np.ndarray
     """(buckets,) float64; the first one for pairs without a target event, then by ``bucket``"""
     satiation: np.ndarray
@@ -139,9 +146,13 @@ class World:
 
     def preference(self, customers: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return P(item | customer), float64 in the shape of ``items`` (n, c), of customers (n,); 0 for item -1."""
-        customers = customers[:, None]
-        counts = self.own(customers, items) + self.smoothing * self.mixed(customers, items)
-        return np.where(items >= 0, counts / (self.totals[customers] + self.smoothing), 0)
+        found = np.empty(items.shape)
+        for start in range(0, len(items), _ROWS):
+            part = slice(start, start + _ROWS)
+            of, item = customers[part, None], items[part]
+            counts = self.own(of, item) + self.smoothing * self.mixed(of, item)
+            found[part] = np.where(item >= 0, counts / (self.totals[of] + self.smoothing), 0)
+        return found
 
     def own(self, customers: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return the counts in the window, of arrays that broadcast."""
@@ -153,13 +164,13 @@ class World:
 
     def departments(self, customers: np.ndarray) -> np.ndarray:
         """Return P(department | customer), (n, D) float64."""
-        n = self.departments_of.shape[1]
-        of_item = sp.csr_matrix((np.ones(self.n_items), (np.arange(self.n_items), self.department)), (self.n_items, n))
-        own = sp.csr_matrix((self.own_times, self.own_item, self.own_start), (self.n_customers, self.n_items))
-        found = self.mixture[0] * (self.topics_of[customers] @ (self.items_of @ of_item))
-        found = found + self.mixture[1] * self.departments_of[customers] + self.mixture[2] * (self.popularity @ of_item)
-        counts = (own[customers] @ of_item).toarray() + self.smoothing * found
-        return counts / (self.totals[customers, None] + self.smoothing)
+        to = _groups(self.department)
+        share = self.popularity @ to
+        totals = self.totals[customers, None]
+        own = (self._tastes.counts[customers] @ to).toarray()
+        by_category = (own + share) / (1 + totals)
+        mixed = self.mixture[0] * (self.topics_of[customers] @ (self.items_of @ to)) + self.mixture[1] * by_category
+        return (own + self.smoothing * (mixed + self.mixture[2] * share)) / (totals + self.smoothing)
 
     def preferences(self, customers: np.ndarray) -> np.ndarray:
         """Return (n, m) float64, rows sum to 1."""
@@ -201,7 +212,18 @@ class World:
 
     @cached_property
     def _tastes(self) -> "_Tastes":
-        return _Tastes(self.department, self.popularity, self.topics_of, self.items_of, self.departments_of)
+        counts = sp.csr_matrix((self.own_times, self.own_item, self.own_start), (self.n_customers, self.n_items))
+        return _Tastes(counts, self.category, self.popularity, self.topics_of, self.items_of)
+
+    @cached_property
+    def kind_steps(self) -> np.ndarray:
+        """(T + 1, D, T - 1): as many of them as a draw from [0, 1) reaches are the place of the event type."""
+        return _steps(self.kinds)
+
+    @cached_property
+    def gap_steps(self) -> np.ndarray:
+        """(2, hours - 1): as many of them as a draw from [0, 1) reaches are the hours."""
+        return _steps(self.gaps)
 
     def save(self, folder: Path) -> None:
         """Write ``world.json`` and one ``.npy`` file an array."""
@@ -245,6 +267,12 @@ def bucket(days: np.ndarray) -> np.ndarray:
     return np.where(known, np.minimum(place, BUCKETS - 1), 0).astype(np.intp)
 
 
+def _steps(shares: np.ndarray) -> np.ndarray:
+    """Cumulative shares; nothing reaches beyond the last one above 0, however they are rounded."""
+    steps = shares.cumsum(-1)
+    return np.where(steps > 1 - 1e-9, 2, steps)[..., :-1]
+
+
 class _Pairs:
     """Numbers by customer and item, 0 for pairs that are not there."""
 
@@ -268,7 +296,7 @@ def fit_world(
     start: int,
     end: int,
     *,
-    response: float = 0.3,
+    response: float = 0.1,
     boredom: float = 0.5,
     topics: int = 32,
     max_customers: int = 20_000,
@@ -310,9 +338,9 @@ def fit_world(
         raise ContractError(f"no customer known before {start} came before {end}; give a longer window or history")
     if len(user) > max_customers:
         user = np.sort(rng.choice(user, max_customers, replace=False))
-    department = np.unique(np.array(catalog.departments, str), return_inverse=True)[1].astype(np.int32)
+    category, department = _codes(catalog)
     window = _rows_of(window, user)
-    hidden = _preferences(window, user, department, topics, seed)
+    hidden = _preferences(window, user, category, topics, seed)
     rates = _rates(known, department, response, boredom)
     price = np.where(np.isfinite(catalog.prices), catalog.prices, _mean_price(past))
     world = World(
@@ -325,6 +353,7 @@ def fit_world(
         user=user.astype(np.int32),
         weights=np.array([visits.weights[name] for name in EVENT_TYPES], np.float32),
         department=department,
+        category=category,
         price=price.astype(np.float32),
         known_popularity=np.bincount(past.item, minlength=visits.n_items).astype(np.int32),
         rhythm=np.ones(BUCKETS),
@@ -335,6 +364,15 @@ def fit_world(
     )
     world = replace(world, rhythm=_rhythm(world, _rows_of(known, user)), satiation=_satiation(world, window))
     return replace(world, scale=_scale(world, rng))
+
+
+def _codes(catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) int32 number of each item's category, and of its department."""
+    department = np.unique(np.array(catalog.departments, str), return_inverse=True)[1]
+    narrowest = np.unique(np.array(catalog.categories, str), return_inverse=True)[1]
+    category = np.unique(department * len(narrowest) + narrowest, return_inverse=True)[1]
+    rank = np.argsort(np.argsort(-np.bincount(department), kind="stable"))
+    return category.astype(np.int32), np.minimum(rank, _DEPARTMENTS - 1)[department].astype(np.int32)
 
 
 def _rows_of(visits: Visits, users: np.ndarray) -> Visits:
@@ -352,7 +390,6 @@ def _mean_price(visits: Visits) -> np.ndarray:
 def _histories(past: Visits, user: np.ndarray, start: int) -> dict[str, Any]:
     """What was known of each customer at ``start``."""
     row = np.searchsorted(user, past.user)
-    newest = len(past) - 1 - np.arange(len(past))
     ends = np.searchsorted(row, np.arange(len(user)), "right")
     column = NEWEST - (ends[row] - np.arange(len(past)))
     kept = column >= 0
@@ -377,10 +414,16 @@ def _histories(past: Visits, user: np.ndarray, start: int) -> dict[str, Any]:
 
 def _rates(known: Visits, department: np.ndarray, response: float, boredom: float) -> dict[str, Any]:
     """Event types, leaving and coming back, of all visits."""
-    n_types = len(EVENT_TYPES)
-    counts = np.bincount(department[known.item] * n_types + known.kind, minlength=(department.max() + 1) * n_types)
-    counts = counts.reshape(-1, n_types)
-    kinds = counts + _ENOUGH * counts.sum(0) / counts.sum()
+    kind = known.kind.astype(np.intp)
+    before = np.append(0, kind[:-1] + 1)[: len(kind)]
+    before[known.starts] = 0
+    counts = np.zeros((len(EVENT_TYPES) + 1, department.max() + 1, len(EVENT_TYPES)))
+    np.add.at(counts, (before, department[known.item], kind), 1)
+    shares = counts.sum((0, 1)) / counts.sum()
+    after = counts.sum(1, keepdims=True) + _PRIOR * shares  # (T + 1, 1, T)
+    of_department = counts.sum(0) + _ENOUGH * shares  # (D, T)
+    with np.errstate(invalid="ignore"):
+        kinds = np.where(shares > 0, of_department * after / shares, 0)  # as if what came before did not know it
     lengths = known.lengths
     at_risk = len(lengths) - np.cumsum(np.bincount(lengths))[:-1]  # at 1, 2, ... items
     several = max(int((at_risk >= _ENOUGH).sum()), 1)
@@ -392,7 +435,7 @@ def _rates(known: Visits, department: np.ndarray, response: float, boredom: floa
     goes_on = response / (response + (1 - response) * bored)
     returns, gaps = _returns(known)
     return {
-        "kinds": kinds / kinds.sum(1, keepdims=True),
+        "kinds": kinds / kinds.sum(-1, keepdims=True),
         "ends": ends,
         "bored": bored,
         "leave": np.clip(1 - (1 - ends) / goes_on, 0, 1),
@@ -402,20 +445,20 @@ def _rates(known: Visits, department: np.ndarray, response: float, boredom: floa
 
 
 def _returns(known: Visits) -> tuple[np.ndarray, np.ndarray]:
-    """Life table: P(back within the horizon) (2,) and after how many days (2, days), without and with the target."""
+    """Life table: P(back within the horizon) (2,) and after how many hours (2, hours), without and with the target."""
     begun, end = known.began, known.time.max()
     gap = known.gap_days
     back = np.isfinite(gap)
-    days = np.where(back, gap, (end - begun) / DAY)
-    horizon = int(np.clip((end - begun.min()) / DAY / 2, 1, HORIZON_DAYS))
+    hours = 24 * np.where(back, gap, (end - begun) / DAY)
+    horizon = 24 * int(np.clip((end - begun.min()) / DAY / 2, 1, HORIZON_DAYS))
     with_target = np.bincount(known.number, known.is_target) > 0
     returns, gaps = np.empty(2), np.empty((2, horizon))
     for group in (0, 1):
         members = with_target == group if (with_target == group).sum() >= _ENOUGH else np.ones(len(gap), bool)
-        day = np.minimum(days[members].astype(int), horizon)
-        came = np.bincount(day[back[members]], minlength=horizon + 1)[:horizon]
-        censored = np.bincount(day[~back[members]], minlength=horizon + 1)[:horizon]
-        left = len(day) - np.concatenate([[0], np.cumsum(came + censored)[:-1]])
+        hour = np.minimum(hours[members].astype(int), horizon)
+        came = np.bincount(hour[back[members]], minlength=horizon + 1)[:horizon]
+        censored = np.bincount(hour[~back[members]], minlength=horizon + 1)[:horizon]
+        left = len(hour) - np.concatenate([[0], np.cumsum(came + censored)[:-1]])
         hazard = came / np.maximum(left - censored / 2, 1)
         away = np.cumprod(1 - hazard)
         share = np.concatenate([[1], away[:-1]]) * hazard
@@ -424,7 +467,7 @@ def _returns(known: Visits) -> tuple[np.ndarray, np.ndarray]:
     return returns, gaps
 
 
-def _preferences(window: Visits, user: np.ndarray, department: np.ndarray, topics: int, seed: int) -> dict[str, Any]:
+def _preferences(window: Visits, user: np.ndarray, category: np.ndarray, topics: int, seed: int) -> dict[str, Any]:
     """Learn the hidden preferences; mixture and smoothing are chosen on every second visit."""
     row = np.searchsorted(user, window.user)
     visits_before = window.number - window.number[np.searchsorted(row, row)]
@@ -437,7 +480,7 @@ def _preferences(window: Visits, user: np.ndarray, department: np.ndarray, topic
     weight, smoothing = np.full(3, 1 / 3), 10.0
     if odd.any():
         half, of, items = counts(~odd), row[odd], window.item[odd]
-        parts = _tastes(half, department, topics, seed).parts(of, items)  # (3, events)
+        parts = _tastes(half, category, topics, seed).parts(of, items)  # (3, events)
         for _ in range(50):
             of_part = weight[:, None] * parts
             weight = (of_part / of_part.sum(0)).mean(1)
@@ -445,14 +488,13 @@ def _preferences(window: Visits, user: np.ndarray, department: np.ndarray, topic
         grid = 2.0 ** np.arange(-2, 14)
         smoothing = float(max(grid, key=lambda c: np.log((own + c * mixed) / (total + c)).sum()))
     whole = counts(slice(None))
-    found = _tastes(whole, department, topics, seed)
+    found = _tastes(whole, category, topics, seed)
     return {
         "mixture": weight,
         "smoothing": smoothing,
         "popularity": found.popularity,
         "topics_of": found.topics_of,
         "items_of": found.items_of,
-        "departments_of": found.departments_of,
         "own_start": whole.indptr.astype(np.int64),
         "own_item": whole.indices,
         "own_times": whole.data,
@@ -463,23 +505,41 @@ def _preferences(window: Visits, user: np.ndarray, department: np.ndarray, topic
 class _Tastes:
     """Three guesses at what a customer chooses, as in ``World``."""
 
-    department: np.ndarray
+    counts: sp.csr_matrix
+    category: np.ndarray
     popularity: np.ndarray
     topics_of: np.ndarray
     items_of: np.ndarray
-    departments_of: np.ndarray
 
     def parts(self, customers: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Return P(item | customer) by topics, departments and popularity, (3, ...), of arrays that broadcast."""
+        """Return P(item | customer) by topics, categories and popularity, (3, ...), of arrays that broadcast."""
         topics = np.einsum("...k,...k->...", self.topics_of[customers], self._of_item[items])
-        within = self.departments_of[customers, self.department[items]] * self._within[items]
+        met = self._met.find(customers, self.category[items])[0]
+        within = (met * self._within[items] + self.popularity[items]) / (1 + self._totals[customers])
         return np.stack([topics, within, self.popularity[items]])
 
     def dense(self, customers: np.ndarray, mixture: np.ndarray) -> np.ndarray:
         """Return the mixture of the three, (n, m) float64."""
-        found = mixture[0] * (self.topics_of[customers] @ self.items_of).astype(np.float64)
-        found += mixture[1] * self.departments_of[customers][:, self.department] * self._within
-        return found + mixture[2] * self.popularity
+        met = self._categories[customers].toarray()[:, self.category]
+        found = mixture[1] * (met * self._within + self.popularity) / (1 + self._totals[customers, None])
+        found += mixture[0] * (self.topics_of[customers] @ self.items_of) + mixture[2] * self.popularity
+        return found
+
+    @cached_property
+    def _categories(self) -> sp.csr_matrix:
+        """(n, categories) counts."""
+        found = self.counts.astype(np.float64) @ _groups(self.category)
+        found.sort_indices()
+        return found
+
+    @cached_property
+    def _met(self) -> "_Pairs":
+        found = self._categories
+        return _Pairs(found.indptr, found.indices, found.shape[1], found.data)
+
+    @cached_property
+    def _totals(self) -> np.ndarray:
+        return np.asarray(self.counts.sum(1)).ravel()
 
     @cached_property
     def _of_item(self) -> np.ndarray:
@@ -487,11 +547,16 @@ class _Tastes:
 
     @cached_property
     def _within(self) -> np.ndarray:
-        """(m,) share of each item in its department."""
-        return self.popularity / np.bincount(self.department, self.popularity)[self.department]
+        """(m,) share of each item in its category."""
+        return self.popularity / np.bincount(self.category, self.popularity)[self.category]
 
 
-def _tastes(counts: sp.csr_matrix, department: np.ndarray, topics: int, seed: int) -> _Tastes:
+def _groups(code: np.ndarray) -> sp.csr_matrix:
+    """Return (m, groups) 1 where an item is of a group."""
+    return sp.csr_matrix((np.ones(len(code)), code, np.arange(len(code) + 1)), (len(code), code.max() + 1))
+
+
+def _tastes(counts: sp.csr_matrix, category: np.ndarray, topics: int, seed: int) -> _Tastes:
     """Learn from (n, m) counts."""
     n, m = counts.shape
     of_item = np.asarray(counts.sum(0)).ravel().astype(np.float64)
@@ -500,8 +565,6 @@ def _tastes(counts: sp.csr_matrix, department: np.ndarray, topics: int, seed: in
     popularity = np.where(of_item > 0, (1 - missing) * of_item / of_item.sum(), missing / max(unseen, 1))
     popularity = np.maximum(popularity, 1e-12)
     popularity /= popularity.sum()
-    of_department = sp.csr_matrix((np.ones(m), (np.arange(m), department)), (m, department.max() + 1))
-    shares = (counts @ of_department).toarray() + 10 * np.bincount(department, popularity)
     rng = np.random.default_rng(seed)
     topics_of = rng.dirichlet(np.ones(topics), n).astype(np.float32)
     items_of = (popularity * rng.uniform(0.5, 1.5, (topics, m))).astype(np.float32)
@@ -520,8 +583,7 @@ def _tastes(counts: sp.csr_matrix, department: np.ndarray, topics: int, seed: in
         topics_of = by_customer + TOPIC_COUNTS * by_customer.sum(0) / by_customer.sum()
         topics_of /= topics_of.sum(1, keepdims=True)
         items_of = by_item.T / by_item.sum(0)[:, None]
-    shares = (shares / shares.sum(1, keepdims=True)).astype(np.float32)
-    return _Tastes(department, popularity, topics_of, np.ascontiguousarray(items_of), shares)
+    return _Tastes(counts, category, popularity, topics_of, np.ascontiguousarray(items_of))
 
 
 def _at(counts: sp.csr_matrix, row: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -566,9 +628,10 @@ def _rhythm(world: World, known: Visits) -> np.ndarray:
 
 def _satiation(world: World, window: Visits) -> np.ndarray:
     """Observed over expected items of the window's visits, by the items of their department before them."""
-    n_departments = world.departments_of.shape[1]
+    n_departments = world.department.max() + 1
     if n_departments == 1:
         return np.ones(4)
+    window = window.where(window.number % max(len(window.starts) // _SAMPLE, 1) == 0)
     starts, lengths = window.starts, window.lengths
     row = np.searchsorted(world.user, window.user[starts])
     department = world.department[window.item]
