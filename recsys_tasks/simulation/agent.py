@@ -137,7 +137,7 @@ class Agent:
         """Return (n, width) float32, what the network reads of vectors (n, d) of items, also of new ones."""
         return (item_vectors @ self.basis).astype(np.float32)
 
-    def q_values(self, observation: Observation, rows: int = 4096) -> np.ndarray:
+    def q_values(self, observation: Observation, rows: int = 1024) -> np.ndarray:
         """Return (n, C) float32, expected discounted reward of each candidate; -inf where it may not be chosen."""
         n = len(observation["history"])
         parts = [
