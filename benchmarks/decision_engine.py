@@ -140,18 +140,15 @@ def peers(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def limits(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what was to be shown: beside the peer's best reward, and beside its least time."""
+    """Return what was to be shown: beside that one of the peer's ways that earns most, its reward and its time."""
     means = {row["name"]: [np.mean([r[k] for r in rows if r["name"] == row["name"]]) for k in KEYS] for row in rows}
-    others = [mean for name, mean in means.items() if name.startswith(PEER)]
     reward, seconds = means["ours"]
-    told = [{"name": "reward, ours over the supervised order", "value": reward / means["supervised order"][0]}]
-    if others:
-        told += [{"name": f"reward, ours over the best of {PEER}", "value": reward / max(one[0] for one in others)}]
-    found = [{**limit, "value": float(limit["value"]), "limit": ">= 1"} for limit in told]
-    if others:
-        share = float(seconds / min(one[1] for one in others))
-        found.append({"name": f"wall time, ours over {PEER}", "value": share, "limit": "< 0.7"})
-    return found
+    found = [("reward, ours over the supervised order", reward / means["supervised order"][0], ">= 1")]
+    if others := [mean for name, mean in means.items() if name.startswith(PEER)]:
+        best, its_seconds = max(others)
+        found.append((f"reward, ours over the best of {PEER}", reward / best, ">= 1"))
+        found.append(("wall time, ours over that one", seconds / its_seconds, "< 0.7"))
+    return [{"name": name, "value": float(value), "limit": limit} for name, value, limit in found]
 
 
 KEYS = ("reward", "seconds")
