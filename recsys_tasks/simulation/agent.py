@@ -82,8 +82,6 @@ class AgentConfig(BaseModel):
     """at first and at last"""
     exploration: float = 0.3
     """share of the steps in which epsilon falls from the first to the last, linearly"""
-    masked: bool = True
-    """keep to the actions that are allowed; else learn from what it earns to ignore it"""
     conservative: float = 1.0
     """alpha, weight of the penalty of CQL when fine-tuning"""
     tuning_rate: float = 3e-4
@@ -133,19 +131,19 @@ class Agent:
         self.items = np.vstack([np.zeros((1, self.config.width), np.float32), items])  # 0 is no item
         self.network, self.target = (q_network(self.config, **self.shape, seed=self.seed) for _ in range(2))
         self._table = tf.constant(self.items)
-        self._programs: dict[str, Callable[..., Any]] = {}
+        self._program = tf.function(self._masked_q, reduce_retracing=True)
 
     def project(self, item_vectors: np.ndarray) -> np.ndarray:
         """Return (n, width) float32, what the network reads of vectors (n, d) of items, also of new ones."""
         return (item_vectors @ self.basis).astype(np.float32)
 
-    def q_values(self, observation: Observation, rows: int = 4096) -> np.ndarray:
+    def q_values(self, observation: Observation, rows: int = 1024) -> np.ndarray:
         """Return (n, C) float32, expected discounted reward of each candidate; -inf where it may not be chosen."""
-        program, n = self._program("q", self._masked_q), len(observation["history"])
+        n = len(observation["history"])
         parts = [
             {name: array[start : start + rows] for name, array in observation.items()} for start in range(0, n, rows)
         ]
-        return np.concatenate([program(_read(part)).numpy() for part in parts])
+        return np.concatenate([self._program(_read(part)).numpy() for part in parts])
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (n,) the best candidates; the first where none may be chosen."""
@@ -159,38 +157,20 @@ class Agent:
         config, rng = self.config, np.random.default_rng(self.seed)
         learner = Learner(self, config.learning_rate, steps // env.num_envs * config.updates)
         replay = Replay(config.capacity, config.n_steps, config.discount)
+        diary = Diary(self.curve, env.num_envs, steps)
         observation, _ = env.reset(seed=self.seed)
         replay.begin(observation)
-        n_envs, done, started = env.num_envs, 0, time.monotonic()
-        earned, finished, losses = np.zeros(n_envs), [], [np.nan]
-        episodes, told, noted, total = 0, started, 0, 0.0
-        while done < steps:
+        enough = max(config.warm_up, env.num_envs * (config.n_steps + 1))
+        for done in range(0, steps, env.num_envs):
             epsilon = self.epsilon(done / steps)
             action = self._explore(observation, epsilon, rng)
             observation, reward, terminated, truncated, infos = env.step(action)
             replay.add(action, reward, terminated, truncated, observation, infos.get("final_obs"))
-            done += n_envs
-            earned += reward
-            ended = terminated | truncated
-            finished += earned[ended].tolist()
-            earned[ended] = 0
-            if len(replay) >= config.warm_up:
-                losses += [learner.td(replay.sample(config.batch_size, rng)) for _ in range(config.updates)]
-            now = time.monotonic()
-            if finished and (done - noted >= steps / 100 or done >= steps):
-                if not np.isfinite(loss := float(losses[-1])) and len(losses) > 1:
-                    raise TrainingError(f"agent: the loss is {loss} after {done} steps; lower the learning rate")
-                episodes, total, noted = episodes + len(finished), total + sum(finished), done
-                point = {"steps": done, "episodes": episodes, "epsilon": epsilon, "reward": float(np.mean(finished))}
-                mean = float(np.mean(losses[1:])) if len(losses) > 1 else 0.0
-                self.curve.append({**point, "cumulative": total, "loss": mean, "seconds": now - started})
-                finished, losses = [], [np.nan]
-            if self.curve and (now - told > LOG_SECONDS or done >= steps):
-                told, last = now, self.curve[-1]
-                log.info(
-                    "agent: step %d of %d, epsilon %.2f, mean reward of an episode %.3f, loss %.4f, %.0f s left",
-                    done, steps, epsilon, last["reward"], last["loss"], (now - started) / done * max(steps - done, 0),
-                )  # fmt: skip
+            if len(replay) >= enough:
+                diary.losses += [
+                    float(learner.td(replay.sample(config.batch_size, rng))) for _ in range(config.updates)
+                ]
+            diary.add(reward, terminated | truncated, done + env.num_envs, epsilon)
         return self
 
     def epsilon(self, share: float) -> float:
@@ -198,7 +178,7 @@ class Agent:
         return float(np.interp(share, (0, self.config.exploration), self.config.epsilon))
 
     def _explore(self, observation: Observation, epsilon: float, rng: np.random.Generator) -> np.ndarray:
-        mask = observation["action_mask"] > 0 if self.config.masked else np.ones(observation["action_mask"].shape, bool)
+        mask = observation["action_mask"] > 0
         action = np.where(mask, rng.random(mask.shape), -1).argmax(1)
         greedy = rng.random(len(action)) >= epsilon
         if greedy.any():  # of all of them, so that the program is of one shape
@@ -208,10 +188,8 @@ class Agent:
     def fine_tune(self, logged: Log) -> Self:
         """Learn on from logged decisions with a penalty on what was not done there, CQL(H): from simulator to shop."""
         replay = Replay.of(logged, self.config.n_steps, self.config.discount)
-        learner, rng = (
-            Learner(self, self.config.tuning_rate, self.config.tuning_steps),
-            np.random.default_rng(self.seed),
-        )
+        learner = Learner(self, self.config.tuning_rate, self.config.tuning_steps)
+        rng = np.random.default_rng(self.seed)
         self._tune("fine-tuning", lambda: learner.cql(replay.sample(self.config.batch_size, rng)))
         return self
 
@@ -223,10 +201,8 @@ class Agent:
         earned = np.flatnonzero(logged.reward > 0)
         if not len(earned):
             raise ContractError("log: expected rewards above 0, found none")
-        learner, rng = (
-            Learner(self, self.config.learning_rate, self.config.tuning_steps),
-            np.random.default_rng(self.seed),
-        )
+        learner = Learner(self, self.config.learning_rate, self.config.tuning_steps)
+        rng = np.random.default_rng(self.seed)
 
         def step() -> Any:
             drawn = rng.choice(earned, self.config.batch_size)
@@ -260,18 +236,7 @@ class Agent:
     def _masked_q(self, observation: Mapping[str, Any]) -> Any:
         import tensorflow as tf
 
-        return tf.where(self._allowed(observation), self._q(self.network, observation), -np.inf)
-
-    def _allowed(self, observation: Mapping[str, Any]) -> Any:
-        import tensorflow as tf
-
-        mask = observation["action_mask"] > 0
-        return mask if self.config.masked else tf.ones_like(mask)
-
-    def _program(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        import tensorflow as tf
-
-        return self._programs.setdefault(name, tf.function(function, reduce_retracing=True))
+        return tf.where(observation["action_mask"] > 0, self._q(self.network, observation), -np.inf)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return all that was learned, by name."""
@@ -335,6 +300,35 @@ class Agent:
         path.write_bytes(converter.convert())
 
 
+class Diary:
+    """What training is like: a point of the curve about every hundredth of it, a line about every ten seconds."""
+
+    def __init__(self, curve: list[dict[str, float]], n_envs: int, steps: int) -> None:
+        self.curve, self.steps = curve, steps
+        self.earned, self.finished, self.losses = np.zeros(n_envs), list[float](), list[float]()
+        self.episodes, self.total, self.noted = 0, 0.0, 0
+        self.started = self.told = time.monotonic()
+
+    def add(self, reward: np.ndarray, ended: np.ndarray, done: int, epsilon: float) -> None:
+        """Take the rewards (n_envs,) of a step; ``done`` are the steps so far, of all environments."""
+        self.earned += reward
+        self.finished += self.earned[ended].tolist()
+        self.earned[ended] = 0
+        now, over = time.monotonic(), done >= self.steps
+        if self.finished and (done - self.noted >= self.steps / 100 or over):
+            if not np.isfinite(loss := float(np.mean(self.losses or 0))):
+                raise TrainingError(f"agent: the loss is {loss} after {done} steps; lower the learning rate")
+            self.episodes, self.total = self.episodes + len(self.finished), self.total + sum(self.finished)
+            point = {"steps": done, "episodes": self.episodes, "epsilon": epsilon, "loss": loss}
+            rewards = {"reward": float(np.mean(self.finished)), "cumulative": self.total}
+            self.curve.append({**point, **rewards, "seconds": now - self.started})
+            self.finished, self.losses, self.noted = [], [], done
+        if self.curve and (now - self.told > LOG_SECONDS or over):
+            self.told, last, left = now, self.curve[-1], (now - self.started) * max(self.steps / done - 1, 0)
+            line = f"mean reward of an episode {last['reward']:.3f}, loss {last['loss']:.4f}, {left:.0f} s left"
+            log.info("agent: step %d of %d, epsilon %.2f, %s", done, self.steps, epsilon, line)
+
+
 class Learner:
     """Gradient steps on an agent's network; the target network is the agent's, and moves only every so many of them."""
 
@@ -378,7 +372,7 @@ class Learner:
         import tensorflow as tf
 
         agent = self.agent
-        allowed = agent._allowed(following)
+        allowed = following["action_mask"] > 0
         network = agent.network if agent.config.double else agent.target
         best = tf.argmax(tf.where(allowed, agent._q(network, following), -np.inf), 1, tf.int32)
         value = agent._q(agent.target, _only(following, best))[:, 0]
@@ -421,7 +415,7 @@ class Learner:
         """Return Q (n, C) of all candidates, far below all where not allowed, and (n,) of the actions."""
         import tensorflow as tf
 
-        q = tf.where(self.agent._allowed(state), self.agent._q(self.agent.network, state), -1e9)
+        q = tf.where(state["action_mask"] > 0, self.agent._q(self.agent.network, state), -1e9)
         return q, tf.gather(q, action, batch_dims=1)
 
     def _descend(self, tape: Any, loss: Any) -> Any:

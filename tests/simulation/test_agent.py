@@ -16,7 +16,7 @@ REWARD = np.array([[0.0, 1.0], [2.0, 0.0]])
 """Of a state and an action; action 0 leads to state 0, action 1 to state 1."""
 SMALL = AgentConfig(
     width=8, hidden=32, heads=1, discount=DISCOUNT, n_steps=1, batch_size=64, capacity=5_000, warm_up=500,
-    learning_rate=5e-3, target_every=25, prior=(0.0,),
+    learning_rate=1e-2, target_every=25, prior=(0.0,),
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ class TwoStates(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
-    def __init__(self, end, num_envs=16):
+    def __init__(self, end, num_envs=32):
         self.end, self.num_envs = end, num_envs
         self.action_space = gymnasium.spaces.MultiDiscrete([3] * num_envs)
 
@@ -98,7 +98,7 @@ def test_exploring_gives_way_to_what_was_learned(practised):
 def test_training_tells_how_far_it_is(caplog):
     with caplog.at_level(logging.INFO):
         agent().train(TwoStates("terminated"), 1_000)
-    assert "agent: step 1008 of 1000, epsilon 0.05, mean reward of an episode" in caplog.text
+    assert "agent: step 1024 of 1000, epsilon 0.05, mean reward of an episode" in caplog.text
     assert "0 s left" in caplog.text
 
 
@@ -153,8 +153,8 @@ def test_the_target_network_moves_only_every_so_many_steps():
     assert len({pair[1] for pair in found}) == 4
 
 
-def test_shorter_warm_up_than_steps_that_are_known_is_no_error():
-    made = agent(SMALL.model_copy(update={"warm_up": 0, "n_steps": 1}))
+def test_learning_waits_until_there_is_something_to_learn_from():
+    made = agent(SMALL.model_copy(update={"warm_up": 0, "n_steps": 3}))
     assert made.train(TwoStates("truncated"), 320).curve[-1]["steps"] == 320
 
 
