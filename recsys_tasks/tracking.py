@@ -85,6 +85,9 @@ class Tracking:
             if curve:
                 plot_curve(curve, f"{recipe.model}, night of {night}", Path(scratch) / "curve.png")
                 client.log_artifact(run_id, str(Path(scratch) / "curve.png"))
+            for file in sorted(folder.iterdir()):
+                if file.suffix in (".png", ".tflite") or file.name == "validity.json":
+                    client.log_artifact(run_id, str(file))
             tags = {"recipe": recipe.text, "model_id": model_id, "snapshot": snapshot, "night": night}
             self._register(client, run_id, "model", tags)
 

@@ -1,8 +1,9 @@
 """``transformer_dqn``: the third stage, an agent that puts the first of the ranker's lists into another order.
 
-It practises in a simulated shop (``simulation.shop``, fitted to the validation window) with four in five of the
-customers, then learns on from what these really did (``Agent.fine_tune``), and is judged by the others: its reward
-beside that of the ranker's order, of a supervised control and of chance goes into the report, where the gate reads it.
+It practises in a simulated shop (``simulation.shop``, fitted to the validation window) with three in five of the
+customers, then learns on from what these really did (``Agent.fine_tune``). One in five chooses how much its Q weighs
+beside the ranker's score, as far as nothing is lost of what they really did; one in five judges: the reward of an
+episode beside that of the ranker's order, of a supervised control and of chance is reported, and the gate reads it.
 
 Deviation from the simulated shop: there the state follows what customers answer; a list is made before anybody has
 seen it, so its order is that of Q in the first slot of a visit.
@@ -11,31 +12,36 @@ seen it, so its order is that of Q in the first slot of a visit.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from recsys_tasks.contract import EVENT_TYPES
+from recsys_tasks.curves import plot_practice, plot_q_values
 from recsys_tasks.errors import ContractError, TrainingError
+from recsys_tasks.metrics import bootstrap
 from recsys_tasks.models import base
 from recsys_tasks.models.base import Material, Model, top_k
 from recsys_tasks.models.features import Rhythm
 from recsys_tasks.models.sasrec import last_events
-from recsys_tasks.simulation.agent import Agent, AgentConfig, play
-from recsys_tasks.simulation.off_policy import Estimate
-from recsys_tasks.simulation.replay import Observation
+from recsys_tasks.simulation.agent import Agent, AgentConfig, play_each
+from recsys_tasks.simulation.replay import Log, Observation
 from recsys_tasks.simulation.shop import FEATURES, ShopVectorEnv, list_features
+from recsys_tasks.simulation.validity import validity
+from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.simulation.world import World, fit_world
-from recsys_tasks.snapshot import Interactions
+from recsys_tasks.snapshot import Catalog, Interactions
 
 log = logging.getLogger(__name__)
 
-JUDGES = 5
-"""One in so many customers is not practised with."""
+PARTS = 5
+"""Of the customers: one judges, one chooses how much Q weighs, the others are practised with."""
 VECTORS = ("sasrec", "two_tower")
 """Sources whose item vectors the agent reads, the first that is there; else those of the texts."""
 
-Policy = Callable[[Observation], np.ndarray]
+Order = Callable[[Observation], np.ndarray]
+"""From observations to (n, C), the higher the better; -inf for what may not be chosen."""
 
 
 class TransformerDQNConfig(base.Config):
@@ -45,7 +51,7 @@ class TransformerDQNConfig(base.Config):
     """of the ranker's list, which are put into another order"""
     history: int = 30
     """newest events that are looked at"""
-    steps: int = 60_000
+    steps: int = 200_000
     """slots filled in the simulated shop"""
     environments: int = 64
     """customers practised with at a time"""
@@ -56,7 +62,9 @@ class TransformerDQNConfig(base.Config):
     reward: Literal["weights", "revenue"] = "weights"
     """the shop file's weights of events, or the price of what is bought"""
     episodes: int = 4_000
-    """played by each policy to be judged"""
+    """played by each policy to be judged, at least"""
+    weights: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
+    """of Q beside the supervised score, both standardised within a list: tried, the most careful first"""
     response: float = 0.1
     """assumed chance that an item such as customers choose for themselves is answered (``simulation.world``)"""
     agent: AgentConfig = AgentConfig()
@@ -73,13 +81,15 @@ class TransformerDQN(Model):
     def __init__(self, config: TransformerDQNConfig | None = None, seed: int = 0) -> None:
         super().__init__(config, seed)
         self.agent_: Agent | None = None
-        self.world_: World | None = None
-        """Of the night it was trained in; not kept."""
+        self.weight_ = 0.0
+        self._practice: tuple[World, Visits, Observation] | None = None
+        """Of the night it was trained in, for pictures: where it practised, the log, what customers saw."""
 
     def refit(self, material: Material) -> "TransformerDQN":
         """Return the same agent over a newly trained ranker."""
         again = TransformerDQN(self.config, self.seed)
-        again.agent_, again.price_, again.reported = self.agent_, self.price_, self.reported
+        again.agent_, again.weight_, again.price_ = self.agent_, self.weight_, self.price_
+        again.reported = self.reported
         return again.fit(material)
 
     @property
@@ -115,46 +125,70 @@ class TransformerDQN(Model):
             )
         except ContractError as error:
             raise TrainingError(f"{self.name}: no shop to practise in: {error}") from error
-        self.world_, self.price_ = world, np.nan_to_num(world.price, nan=-1)  # NaN is what learning must not end in
+        self.price_ = np.nan_to_num(world.price, nan=-1)  # NaN is what learning must not end in
         log.info("%s: a simulated shop of %d customers", self.name, world.n_customers)
         items, scores = self._lists(material, window.past, world)
-        judges = world.user % JUDGES == 0
-        pupils, judges = (np.flatnonzero(who) for who in (~judges, judges))
-        if not (len(pupils) and len(judges)):
-            raise TrainingError(
-                f"{self.name}: {world.n_customers} customers are too few to learn from and be judged by"
-            )
+        lists = {"candidates": items, "scores": scores, "reward": config.reward, "history": config.history}
 
-        def shop(customers: np.ndarray, number: int) -> ShopVectorEnv:
+        def shop(customers: np.ndarray, number: int | None = None) -> ShopVectorEnv:
+            """One environment a customer, or so many; what a step earns is told as its expectation."""
             return ShopVectorEnv(
-                number,
+                number or len(customers),
                 world=world,
-                candidates=items,
-                scores=scores,
                 customers=customers,
                 slots=config.slots,
                 visits=config.visits,
-                history=config.history,
-                reward=config.reward,
+                expected=True,
+                **lists,
             )
 
-        logged = shop(pupils, len(pupils)).logged(visits)
+        judges, choosers = (np.flatnonzero(world.user % PARTS == part) for part in (0, 1))
+        pupils = np.flatnonzero(world.user % PARTS > 1)
+        if not (len(pupils) and len(choosers) and len(judges)):
+            raise TrainingError(
+                f"{self.name}: {world.n_customers} customers are too few to learn from and be judged by"
+            )
+        logged = shop(pupils).logged(visits)
+        self._practice = (world, visits, logged.state)
         agent, control = (self._agent(material) for _ in range(2))
-        agent.train(shop(pupils, min(config.environments, len(pupils))), config.steps).fine_tune(logged)
+        agent.train(shop(pupils, config.environments), config.steps).fine_tune(logged)
         control.fit_supervised(logged)
-        self.agent_ = agent
-        chance = np.random.default_rng(self.seed)
-        policies: dict[str, Policy] = {
-            "agent": agent.act,
-            "control": control.act,
-            "supervised": lambda seen: seen["action_mask"].argmax(1),
-            "random": lambda seen: (seen["action_mask"] * chance.random(seen["action_mask"].shape)).argmax(1),
+        known = shop(choosers).logged(visits)
+        policies = {
+            name: self._chosen(name, one, shop(choosers), known)
+            for name, one in (("agent", agent), ("control", control))
         }
-        judged = shop(judges, min(4 * config.environments, config.episodes))
-        rewards = {name: play(judged, policy, config.episodes, self.seed + 1) for name, policy in policies.items()}
-        self.reported = _report(rewards)
+        self.agent_, self.weight_ = agent, policies["agent"][1]
+        chance = np.random.default_rng(self.seed)
+        orders: dict[str, Order] = {
+            **{name: order for name, (order, _) in policies.items()},
+            "supervised": ordered(agent, 0.0),
+            "random": lambda seen: np.where(seen["action_mask"] > 0, chance.random(seen["action_mask"].shape), -np.inf),
+        }
+        rewards = {name: self._played(shop(judges), order) for name, order in orders.items()}
+        self.reported = _report(rewards, self.weight_)
         for name, earned in rewards.items():
             log.info("%s: simulated reward of an episode, %s: %.4f", self.name, name, earned.mean())
+
+    def _chosen(self, name: str, agent: Agent, shop: ShopVectorEnv, logged: Log) -> tuple[Order, float]:
+        """Return the order, and the weight of Q in it, that earns most in simulation and loses nothing in the log.
+
+        There a decision counts 1 / log2(rank + 1), as in ndcg.
+        """
+        weights = (0.0, *self.config.weights)
+        tried = {weight: ordered(agent, weight) for weight in weights}
+        found = {weight: _found(order, logged) for weight, order in tried.items()}
+        earned = {weight: self._played(shop, order).mean() for weight, order in tried.items()}
+        for weight in weights:
+            told = (self.name, name, weight, earned[weight], found[weight])
+            log.info("%s: %s, weight of Q %g: simulated reward %.4f, logged decisions %.4f", *told)
+        able = [weight for weight in weights[1:] if found[weight] >= found[0.0]]
+        best = max(able, key=lambda weight: earned[weight]) if able else weights[1]
+        return tried[best], best
+
+    def _played(self, shop: ShopVectorEnv, order: Order) -> np.ndarray:
+        repeats = -(-self.config.episodes // shop.num_envs)
+        return play_each(shop, lambda seen: order(seen).argmax(1), repeats, self.seed + 1)
 
     def _agent(self, material: Material) -> Agent:
         witnesses = self.witnesses
@@ -193,6 +227,22 @@ class TransformerDQN(Model):
         learned = replace(material, validation=taught, sources=self._supervised.sources_)
         return type(self._supervised)(config, self.seed).fit(learned)
 
+    def save(self, folder: Path, catalog: Catalog) -> None:
+        """Write, beside the arrays, the agent for LiteRT, and after learning how it went and what the shop is like."""
+        super().save(folder, catalog)
+        assert self.agent_ is not None
+        self.agent_.export(folder / "agent.tflite", self.config.candidates)
+        if self._practice is None:
+            return
+        world, visits, seen = self._practice
+        plot_practice(self.agent_.curve, "practice in the simulated shop", folder / "practice.png")
+        plot_q_values(self.agent_.q_values(seen), "Q of what customers saw", folder / "q_values.png")
+        end = int(visits.time.max(initial=0)) + 1
+        try:
+            validity(world, visits, catalog, end).write(folder)
+        except ContractError as error:
+            log.warning("%s: no report on the simulated shop: %s", self.name, error)
+
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
         everything = np.ones(histories.n_items, bool)
         scorer = self._sourced_scorer(histories, everything, exclude_seen=False)
@@ -202,14 +252,13 @@ class TransformerDQN(Model):
         self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool
     ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         ask = self._supervised._sourced_scorer(histories, candidates, exclude_seen)
-        observe, agent = self._observer(histories), self.agent_
-        assert agent is not None
+        assert self.agent_ is not None
+        observe, preferred = self._observer(histories), ordered(self.agent_, self.weight_)
 
         def score(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scores, origin = ask(users)
             items, value = top_k(scores, self.config.candidates)  # (n, C)
-            q = agent.q_values(observe(users, items, value))
-            order = np.argsort(-q, axis=1, kind="stable")
+            order = np.argsort(-preferred(observe(users, items, value)), axis=1, kind="stable")
             row, place = np.nonzero(items >= 0)  # what there is stands first, in both orders
             scores[row, np.take_along_axis(items, order, 1)[row, place]] = value[row, place]
             return scores, origin
@@ -240,31 +289,53 @@ class TransformerDQN(Model):
 
     def _state(self) -> dict[str, np.ndarray]:
         assert self.agent_ is not None
-        return {"price": self.price_, **{f"agent_{name}": array for name, array in self.agent_.state().items()}}
+        own = {"price": self.price_, "weight": np.array(self.weight_)}
+        return {**own, **{f"agent_{name}": array for name, array in self.agent_.state().items()}}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        self.price_ = state["price"]
+        self.price_, self.weight_ = state["price"], float(state["weight"])
         learned = {name[6:]: array for name, array in state.items() if name.startswith("agent_")}
         shape = {"n_events": len(EVENT_TYPES), "n_features": len(FEATURES), "history": self.config.history}
         described: dict[str, Any] = {"config": self.config.agent.model_dump(), "seed": self.seed, "shape": shape}
         self.agent_ = Agent.restore({**described, "curve": []}, learned)
 
 
-def _report(rewards: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return means of an episode's reward by policy, and what the agent earns over others, with 95 % intervals."""
-    found = {f"simulated/{name}": float(earned.mean()) for name, earned in rewards.items()}
-    for name, other in {"lift": "supervised", "lift over control": "control"}.items():
-        lift = _difference(rewards["agent"], rewards[other])
-        found |= {
-            f"simulated/{name}": lift.value,
-            f"simulated/{name} low": lift.low,
-            f"simulated/{name} high": lift.high,
-        }
+def ordered(agent: Agent, weight: float) -> Order:
+    """Return the order by supervised score and Q, both standardised within a list, Q with that weight."""
+
+    def order(seen: Observation) -> np.ndarray:
+        allowed = seen["action_mask"] > 0
+        score = _standardised(seen["features"][..., FEATURES.index("score")], allowed)
+        if weight:
+            score = score + weight * _standardised(np.where(allowed, agent.q_values(seen), 0), allowed)
+        return np.where(allowed, score, -np.inf)
+
+    return order
+
+
+def _standardised(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Return (n, C) values less their mean over what is allowed in a row, over its standard deviation."""
+    n = np.maximum(allowed.sum(1, keepdims=True), 1)
+    values = np.where(allowed, values, 0)
+    centred = np.where(allowed, values - values.sum(1, keepdims=True) / n, 0)
+    return centred / np.maximum(np.sqrt((centred**2).sum(1, keepdims=True) / n), 1e-9)
+
+
+def _found(order: Order, logged: Log) -> float:
+    """Return the mean of 1 / log2(rank + 1) of logged decisions, by what they earned."""
+    score = order(logged.state)
+    rank = (score > np.take_along_axis(score, logged.action[:, None], 1)).sum(1) + 1
+    return float(np.average(1 / np.log2(rank + 1), weights=logged.reward))
+
+
+def _report(rewards: Mapping[str, np.ndarray], weight: float) -> dict[str, float]:
+    """Return the mean reward of an episode by policy, and what the agent earns over others, with 95 % intervals.
+
+    ``rewards`` are (n_customers,) a policy; the customers are the units.
+    """
+    found = {"weight of Q": weight, **{f"simulated/{name}": float(earned.mean()) for name, earned in rewards.items()}}
+    for name, other in {"simulated/lift": "supervised", "simulated/lift over control": "control"}.items():
+        lift = rewards["agent"] - rewards[other]
+        low, high = bootstrap({"": lift})[""]
+        found |= {name: float(lift.mean()), f"{name} low": low, f"{name} high": high}
     return found
-
-
-def _difference(earned: np.ndarray, others: np.ndarray) -> Estimate:
-    """Return the difference of two means with its interval, of episodes that know nothing of each other (Welch)."""
-    value = float(earned.mean() - others.mean())
-    error = float(np.sqrt(earned.var(ddof=1) / len(earned) + others.var(ddof=1) / len(others)))
-    return Estimate(value, value - 1.96 * error, value + 1.96 * error)

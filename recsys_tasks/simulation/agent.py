@@ -38,6 +38,8 @@ from recsys_tasks.simulation.replay import Log, Observation, Replay, Transitions
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
+    from recsys_tasks.simulation.shop import ShopVectorEnv
+
 log = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0
@@ -515,6 +517,22 @@ def play(
         quota[ended & (quota > 0)] -= 1
         earned[ended] = 0
     return np.array(found)
+
+
+def play_each(env: "ShopVectorEnv", policy: Callable[[Observation], np.ndarray], repeats: int, seed: int) -> np.ndarray:
+    """Return (n_customers,) mean undiscounted reward of an episode of each of a shop's customers, one an environment.
+
+    With the same seed two policies begin with the same customers, who are units to compare them by.
+    """
+    earned = np.zeros(env.num_envs)
+    for n in range(repeats):
+        observation, _ = env.reset(seed=seed + n, options={"customers": env.customers})
+        there = np.ones(env.num_envs, bool)
+        while there.any():
+            observation, reward, terminated, truncated, _ = env.step(policy(observation))
+            earned[there] += reward[there]
+            there &= ~(terminated | truncated)
+    return earned / repeats
 
 
 def _basis(item_vectors: np.ndarray, width: int) -> np.ndarray:
