@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 PARTS = 5
 """Of the customers: one judges, one chooses how much Q weighs, the others are practised with."""
+MAX_PAIRS = 300_000
+"""From which each of the rankers learns that order lists to practise on."""
 VECTORS = ("sasrec", "two_tower")
 """Sources whose item vectors the agent reads, the first that is there; else those of the texts."""
 
@@ -61,7 +63,7 @@ class TransformerDQNConfig(base.Config):
     """of an episode, at most"""
     reward: Literal["weights", "revenue"] = "weights"
     """the shop file's weights of events, or the price of what is bought"""
-    episodes: int = 4_000
+    episodes: int = 2_000
     """played by each policy to be judged, at least"""
     weights: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
     """of Q beside the supervised score, both standardised within a list: tried, the most careful first"""
@@ -82,6 +84,8 @@ class TransformerDQN(Model):
         super().__init__(config, seed)
         self.agent_: Agent | None = None
         self.weight_ = 0.0
+        self.control_: tuple[Agent, float] | None = None
+        """The supervised control and its weight, after learning; nothing is served from it."""
         self._practice: tuple[World, Visits, Observation] | None = None
         """Of the night it was trained in, for pictures: where it practised, the log, what customers saw."""
 
@@ -158,7 +162,7 @@ class TransformerDQN(Model):
             name: self._chosen(name, one, shop(choosers), known)
             for name, one in (("agent", agent), ("control", control))
         }
-        self.agent_, self.weight_ = agent, policies["agent"][1]
+        self.agent_, self.weight_, self.control_ = agent, policies["agent"][1], (control, policies["control"][1])
         chance = np.random.default_rng(self.seed)
         orders: dict[str, Order] = {
             **{name: order for name, (order, _) in policies.items()},
@@ -223,7 +227,7 @@ class TransformerDQN(Model):
         for view, window in material.validation.items():
             others = window.users % 2 != half
             taught[view] = replace(window, users=window.users[others], items=window.items[others])
-        config = self._supervised.config.model_copy(update={"earlier_windows": 0})
+        config = self._supervised.config.model_copy(update={"earlier_windows": 0, "max_pairs": MAX_PAIRS})
         learned = replace(material, validation=taught, sources=self._supervised.sources_)
         return type(self._supervised)(config, self.seed).fit(learned)
 
@@ -252,8 +256,7 @@ class TransformerDQN(Model):
         self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool
     ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         ask = self._supervised._sourced_scorer(histories, candidates, exclude_seen)
-        assert self.agent_ is not None
-        observe, preferred = self._observer(histories), ordered(self.agent_, self.weight_)
+        observe, preferred = self._observer(histories), self._order()
 
         def score(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scores, origin = ask(users)
@@ -264,6 +267,10 @@ class TransformerDQN(Model):
             return scores, origin
 
         return score
+
+    def _order(self) -> Order:
+        assert self.agent_ is not None
+        return ordered(self.agent_, self.weight_)
 
     def _observer(self, histories: Interactions) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Observation]:
         """Return a function from users (n,), candidates and scores (n, C) to what the agent sees before a visit."""
@@ -333,9 +340,12 @@ def _report(rewards: Mapping[str, np.ndarray], weight: float) -> dict[str, float
 
     ``rewards`` are (n_customers,) a policy; the customers are the units.
     """
-    found = {"weight of Q": weight, **{f"simulated/{name}": float(earned.mean()) for name, earned in rewards.items()}}
-    for name, other in {"simulated/lift": "supervised", "simulated/lift over control": "control"}.items():
-        lift = rewards["agent"] - rewards[other]
-        low, high = bootstrap({"": lift})[""]
-        found |= {name: float(lift.mean()), f"{name} low": low, f"{name} high": high}
+    lifts = {
+        "lift": rewards["agent"] - rewards["supervised"],
+        "lift over control": rewards["agent"] - rewards["control"],
+    }
+    values = {f"simulated/{name}": value for name, value in {**rewards, **lifts}.items()}
+    found = {"weight of Q": weight}
+    for name, (low, high) in bootstrap(values).items():
+        found |= {name: float(values[name].mean()), f"{name} low": low, f"{name} high": high}
     return found

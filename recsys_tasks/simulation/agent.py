@@ -71,7 +71,7 @@ class AgentConfig(BaseModel):
     """error beyond which the loss grows linearly; smaller than rewards, it would value rare ones too low"""
     gradient_norm: float = 10.0
     """to which longer gradients are cut"""
-    batch_size: int = 256
+    batch_size: int = 128
     capacity: int = 50_000
     """states remembered"""
     warm_up: int = 2_000

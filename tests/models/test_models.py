@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,11 +21,11 @@ from tests.interactions import interactions
 from tests.models.worlds import SIZE, catalog, checkerboard, material, telling
 
 ALL = list(MODELS)
-AGENT = {"width": 8, "hidden": 16, "warm_up": 200, "batch_size": 64, "tuning_steps": 50}
+AGENT = {"width": 8, "hidden": 8, "warm_up": 200, "batch_size": 32, "tuning_steps": 20}
 QUICK = {
     "two_tower": {"batch_size": 64, "epochs": 15, "dim": 16, "negatives": 8, "learning_rate": 0.01},
     "vaecf": {"batch_size": 10, "epochs": 20, "k": 8, "autoencoder_structure": (16,), "learning_rate": 0.01},
-    "transformer_dqn": {"steps": 2000, "environments": 16, "episodes": 100, "candidates": 20, "agent": AGENT},
+    "transformer_dqn": {"steps": 800, "environments": 16, "episodes": 8, "weights": (0.2,), "agent": AGENT},
     "sasrec": {"epochs": 20, "dim": 16, "max_length": 16, "learning_rate": 0.01, "dropout": 0.2, "temperature": 0.2},
 }
 COLLABORATIVE = ["item_knn", "ease", "two_tower", "vaecf", "sasrec", "ranker", "transformer_dqn"]
@@ -68,6 +69,26 @@ def learned(name, log, items=None, **config):
     return again(fitted, log, items) if name in STAGES else fitted
 
 
+@cache
+def of_checkerboard(name):
+    """The model that learned the checkerboard, once for all who only ask it."""
+    return learned(name, checkerboard())
+
+
+def saved(fitted, folder):
+    """Write a model, and below it those it reads."""
+    folder.mkdir(exist_ok=True)
+    fitted.save(folder, catalog(SIZE))
+    for name, source in fitted.sources_.items():
+        saved(source, folder / name)
+
+
+def loaded(name, folder):
+    """Read what ``saved`` wrote."""
+    names = json.loads((folder / "config.json").read_text())["sources"]
+    return model_class(name).load(folder, catalog(SIZE), {source: loaded(source, folder / source) for source in names})
+
+
 def lists(fitted, log, k, exclude_seen=False, items=None, users=None):
     candidates = (items or catalog(log.n_items)).candidates(log.as_of)
     users = np.arange(log.n_users) if users is None else np.array(users)
@@ -95,7 +116,7 @@ def test_these_are_the_models():
 def test_the_withheld_item_of_the_pattern_comes_first(name):
     log = checkerboard()
     told = name == "content"
-    fitted = model(name).fit(material(log, text_vectors=telling(SIZE))) if told else learned(name, log)
+    fitted = model(name).fit(material(log, text_vectors=telling(SIZE))) if told else of_checkerboard(name)
     ranked = lists(fitted, log, 1, exclude_seen=True)
     assert (ranked.items[:, 0] == np.arange(SIZE)).mean() >= 0.95
     assert not ranked.filled.any()
@@ -116,14 +137,14 @@ def test_repeat_ranks_by_the_customers_own_recent_events_and_popularity_fills_up
 @pytest.mark.parametrize("name", ALL)
 def test_scores_never_rise_down_a_list(name):
     log = checkerboard()
-    ranked = lists(learned(name, log), log, SIZE)
+    ranked = lists(of_checkerboard(name), log, SIZE)
     assert (np.diff(ranked.scores, axis=1) <= 0).all()
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_bought_items_are_left_out_when_asked(name):
     log = checkerboard()
-    ranked = lists(learned(name, log), log, SIZE // 2, exclude_seen=True)
+    ranked = lists(of_checkerboard(name), log, SIZE // 2, exclude_seen=True)
     for user, items in enumerate(ranked.items):
         assert not set(items.tolist()) & set(log.bought[user].indices.tolist())
 
@@ -140,7 +161,7 @@ def test_unavailable_items_are_never_recommended(name):
 @pytest.mark.parametrize("name", ALL)
 def test_k_larger_than_the_catalogue_gives_every_item_once(name):
     log = checkerboard()
-    ranked = lists(learned(name, log), log, 10 * SIZE)
+    ranked = lists(of_checkerboard(name), log, 10 * SIZE)
     assert (np.sort(ranked.items, axis=1) == np.arange(SIZE)).all()
 
 
@@ -149,7 +170,7 @@ def test_everybody_gets_a_full_list(name):
     """A user with one event, a user with none, a visitor; an item with no event is in the catalogue."""
     log = interactions([(0, 0, 1), (0, 1, 2), (1, 1, 3), (2, 0, 4), (2, 2, 5)], 4, 6, days=7)
     if name in STAGES:  # so little teaches no ranking: it learned in another shop, and has this one's sources
-        fitted = again(learned(name, checkerboard()), log)
+        fitted = again(of_checkerboard(name), log)
     else:
         fitted = learned(name, log, **({"batch_size": 2, "epochs": 2} if name == "two_tower" else {}))
     ranked = lists(fitted, log, 5, users=[0, 1, 3, -1])
@@ -161,14 +182,13 @@ def test_everybody_gets_a_full_list(name):
 @pytest.mark.parametrize("name", ALL)
 def test_a_model_saved_and_loaded_in_a_fresh_process_gives_identical_lists(name, tmp_path):
     log = checkerboard()
-    fitted = learned(name, log)
-    fitted.save(tmp_path, catalog(SIZE))
+    fitted = of_checkerboard(name)
+    saved(fitted, tmp_path)
     code = (
         "import sys, json, pathlib\n"
         "from tests.models.test_models import *\n"
-        f"read = learned({name!r}, checkerboard()).sources_\n"
-        f"loaded = model_class({name!r}).load(pathlib.Path(sys.argv[1]), catalog(SIZE), read)\n"
-        "ranked = lists(loaded, checkerboard(), 10)\n"
+        f"read = loaded({name!r}, pathlib.Path(sys.argv[1]))\n"
+        "ranked = lists(read, checkerboard(), 10)\n"
         "print(json.dumps([ranked.items.tolist(), ranked.scores.tolist()]))\n"
     )
     told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, check=True)
@@ -178,7 +198,7 @@ def test_a_model_saved_and_loaded_in_a_fresh_process_gives_identical_lists(name,
 
 @pytest.mark.parametrize("name", ALL)
 def test_nothing_saved_needs_unpickling(name, tmp_path):
-    learned(name, checkerboard()).save(tmp_path, catalog(SIZE))
+    of_checkerboard(name).save(tmp_path, catalog(SIZE))
     assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".npy", ".png", ".tflite"}
     for path in tmp_path.glob("*.npy"):
         np.load(path, allow_pickle=False)
@@ -199,7 +219,7 @@ def test_a_second_fit_forgets_the_first(name):
 @pytest.mark.parametrize("name", [name for name in ALL if name not in STAGES])  # these ask their sources
 def test_evidence_is_an_item_the_customer_bought(name):
     log = checkerboard()
-    fitted = learned(name, log)
+    fitted = of_checkerboard(name)
     for user in (0, 1, 7):
         history = log.bought[user].indices
         witness = fitted.evidence(log, user, np.array([user]))[0]  # for the withheld item
