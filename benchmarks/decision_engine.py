@@ -1,4 +1,9 @@
-"""The claim: the agent that fills slots learns no less than a well-known library's, in a part of the time.
+"""The claims: an agent re-orders lists only where it is shown to gain, and learns no slower than a well-known library's.
+
+``shops``: a night of the demo shop and one of Taobao (purchase, cart, favourite), up to the agent. Its order of the
+ranker's first 50 stands beside the ranker's own, that of a control (the same network, taught by what customers did,
+weighted by its reward, without a simulated shop) and chance: reward of an episode in the simulated shop, of customers
+none of them met, and ndcg@10 of purchases in the night's test window, which chose nothing. Intervals are of customers.
 
 ``peers``: the agent beside the DQN of stable-baselines3 in ``nightcart/Shop-v0``, fitted to the demo shop: the same
 customers to practise on, the same budget of steps, one thread each, in turns; then both are judged on 2,000 episodes of
@@ -7,7 +12,7 @@ candidates, the mask, and the mean vector of the history; it is given its defaul
 has them too. How much of the difference masks make is told in two ways: ours without them, and theirs kept to what is
 allowed when it is judged. Beside them stand the supervised order and chance.
 
-    python benchmarks/decision_engine.py [--only peers] [--steps N] [--seeds N] [--check] [--quick] [--results DIR]
+    python benchmarks/decision_engine.py [--only peers] [--steps N] [--seeds N] [--home DIR] [--check] [--quick]
 
 Rows of ``stable-baselines3`` are left out where it is not installed (``pip install 'nightcart[bench]'``). ``--quick``
 is a made-up world of seconds, of which only the form is checked; it writes a page only to ``--results``. The demo shop
@@ -22,7 +27,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,20 +39,28 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import gymnasium as gym
 import numpy as np
+import yaml
+from protocol.leave_last_out import data_folder
 from protocol.page import RESULTS, finish, limits_table, made_by, table
 from scipy.sparse.linalg import svds
 
-from recsys_tasks.contract import EVENT_TYPES
+from recsys_tasks.cli import run_night
+from recsys_tasks.contract import EVENT_TYPES, VIEWS
+from recsys_tasks.evaluate import judged
 from recsys_tasks.ingest import ingest
-from recsys_tasks.models import Material
+from recsys_tasks.metrics import bootstrap, per_user
+from recsys_tasks.models import BASELINES, Material
 from recsys_tasks.models.ease import EASE
+from recsys_tasks.models.transformer_dqn import TransformerDQN
 from recsys_tasks.night import plan
+from recsys_tasks.recipe import Shelf
 from recsys_tasks.simulation.agent import Agent, AgentConfig, play
 from recsys_tasks.simulation.replay import Observation
 from recsys_tasks.simulation.shop import FEATURES, ShopEnv, ShopVectorEnv
 from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.simulation.world import World, fit_world
 from recsys_tasks.snapshot import DAY, Snapshot, microseconds
+from recsys_tasks.split import truth
 
 AS_OF = "2017-12-04"
 WINDOW_DAYS = 56
@@ -86,13 +100,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
     parser.add_argument("--check", action="store_true", help="exit 1 when something falls short")
     parser.add_argument("--quick", action="store_true", help="a made-up world, in seconds")
+    parser.add_argument("--home", type=Path, help="where to leave the nights of shops (default: a temporary folder)")
     parser.add_argument("--results", type=Path, help="where to write the page")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     where = options.results or (None if options.quick else RESULTS)
     file = where / "decision_engine.json" if where else None
     measured: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
-    for name in [options.only] if options.only else PARTS:
+    for name in [options.only] if options.only else ["peers"] if options.quick else PARTS:
         measured[name] = PARTS[name][0](options)
     told = {name: measured[name] for name in PARTS if name in measured}
     measured["limits"] = [limit for part in told.values() for limit in part["limits"]]
@@ -165,7 +180,117 @@ def peers_section(part: dict[str, Any]) -> list[str]:
     return [*lines, *table(head, rows), "", part["made by"]]
 
 
-PARTS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., list[str]]]] = {"peers": (peers, peers_section)}
+def shops(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the rows of each shop, its gate's verdicts and the seconds of learning."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="nightcart-bench-") as scratch:
+        for name, as_of in SHOPS.items():
+            home = Path(options.home or scratch).absolute() / name
+            if shop := described(name, home):
+                found[name] = of_shop(shop, as_of, home)
+    return {"shops": found, "limits": [], "made by": made_by(["tensorflow", "lightgbm", "gymnasium", "numpy"])}
+
+
+def described(name: str, home: Path) -> str | None:
+    """Return the name or file of a shop; None without its data."""
+    if name == "complete_journey":
+        return name
+    log_of = data_folder() / name / "events.parquet"
+    if not log_of.exists():
+        print(f"{name} skipped: {log_of} is not there; NIGHTCART_BENCH_DATA tells where public data lies")
+        return None
+    home.mkdir(parents=True, exist_ok=True)
+    columns = {column: column for column in ("user_id", "item_id", "timestamp", "event_type")}
+    source = {"format": "tabular", "events": {"path": str(log_of.absolute()), "columns": columns}}
+    windows = {"validation_days": 2, "test_days": 2}
+    shop = {"name": name, "source": source, "time_zone": "UTC", "target": "purchase", "windows": windows}
+    (home / "shop.yaml").write_text(yaml.safe_dump(shop))
+    return str(home / "shop.yaml")
+
+
+def of_shop(shop: str, as_of: str, home: Path) -> dict[str, Any]:
+    """Run a night up to its models, teach the agent, and compare orders of the ranker's lists."""
+    os.environ["NIGHTCART_HOME"] = str(home)
+    night = plan(shop, as_of, datetime.now(UTC), [*BASELINES, "sasrec", "ranker"], publish=False)
+    ids = run_night(night, "train")
+    shelf = Shelf.open(night.lake, night.shop, ids["ingest"], ids["embed"])
+    ranker = shelf.load(shelf.model_ids(night.recipes, night.windows.fit_end, night.starts)["ranker"])
+    agent = TransformerDQN()
+    started = clocks()
+    agent.fit(replace(shelf.lesson(night.windows), sources={"ranker": ranker}))
+    seconds = since(started)
+    report, verdicts = agent.report(), {}
+    orders = {"supervised": ranker, "control": taught(agent), "agent": agent, "random": shuffled(agent)}
+    rows = {name: {"reward": [report[f"simulated/{name}{end}"] for end in ENDS]} for name in orders}
+    candidates = shelf.catalog.candidates(night.windows.validation_end)
+    for view in VIEWS:
+        known = truth(shelf.interactions, night.windows.validation_end, night.windows.as_of, view)
+        values = {}
+        for name, model in orders.items():
+            ranked = model.recommend(known.past, known.users, 50, candidates, exclude_seen=known.exclude_seen)
+            values[name] = per_user(ranked.items, known.items)["ndcg@10"]
+        lifts = {f"{name} over supervised": values[name] - values["supervised"] for name in values}
+        ends = bootstrap({**values, **lifts})
+        for name, value in values.items():
+            lift = f"{name} over supervised"
+            rows[name][view] = [float(value.mean()), *ends[name]]
+            rows[name][f"{view} lift"] = [float(lifts[lift].mean()), *ends[lift]]
+        verdicts[view] = judged(report, lifts["agent over supervised"], None).reason
+    found = {"rows": rows, "verdicts": verdicts, "weight of Q": report["weight of Q"], "as of": as_of}
+    return found | {"learning": dict(zip(("seconds", "cpu seconds"), seconds, strict=True))}
+
+
+def taught(agent: TransformerDQN) -> TransformerDQN:
+    """Return the control in the agent's place."""
+    assert agent.control_ is not None
+    control = copy(agent)
+    control.agent_, control.weight_ = agent.control_
+    return control
+
+
+def shuffled(agent: TransformerDQN) -> TransformerDQN:
+    """Return chance in the agent's place."""
+    chance = Chance(agent.config)
+    chance.__dict__ |= agent.__dict__
+    return chance
+
+
+class Chance(TransformerDQN):
+    """Any order of the ranker's first."""
+
+    def _order(self) -> Callable[[Observation], np.ndarray]:
+        rng = np.random.default_rng(0)
+        return lambda seen: np.where(seen["action_mask"] > 0, rng.random(seen["action_mask"].shape), -np.inf)
+
+
+def shops_section(part: dict[str, Any]) -> list[str]:
+    """Return the lines of the page."""
+    lines: list[str] = []
+    for name, found in part["shops"].items():
+        lines += ["", f"## {name}, as of {found['as of']}", ""]
+        head = ["order of the ranker's first 50", "simulated reward of an episode"]
+        head += [text for view in VIEWS for text in (f"ndcg@10, {view}", "over supervised")]
+        keys = ["reward", *(key for view in VIEWS for key in (view, f"{view} lift"))]
+        lines += table(head, [[row, *(told(cells[key]) for key in keys)] for row, cells in found["rows"].items()])
+        spent, weight = found["learning"], found["weight of Q"]
+        lines += ["", f"Learning took {spent['seconds']:.0f} s ({spent['cpu seconds']:.0f} s of the processor), one"]
+        lines += [f"thread. Weight of Q beside the supervised score: {weight:g}.", ""]
+        lines += [f"- the gate, {view}: {verdict}" for view, verdict in found["verdicts"].items()]
+    return [*lines, "", part["made by"]]
+
+
+def told(cell: list[float]) -> str:
+    """Return a value with its interval."""
+    value, low, high = cell
+    return f"{value:.4f} ({low:.4f} to {high:.4f})"
+
+
+SHOPS = {"complete_journey": "2017-12-04T00:00:00Z", "taobao_2017": "2017-12-03T16:00:00Z"}
+ENDS = ("", " low", " high")
+PARTS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., list[str]]]] = {
+    "shops": (shops, shops_section),
+    "peers": (peers, peers_section),
+}
 
 
 def clocks() -> Spent:
