@@ -1,4 +1,4 @@
-"""The claims: an agent re-orders lists only where it is shown to gain, and learns no slower than a well-known library's.
+"""The claims: an agent re-orders lists only where a gain is shown, and learns no slower than a well-known library's.
 
 ``shops``: a night of the demo shop and one of Taobao (purchase, cart, favourite), up to the agent. Its order of the
 ranker's first 50 stands beside the ranker's own, that of a control (the same network, taught by what customers did,

@@ -391,7 +391,7 @@ DEFAULT_WEIGHTS: dict[EventType, float] = {
 
 def _default_models() -> dict[str, dict[str, Any]]:
     baselines = ("popular", "repeat", "item_knn", "ease")
-    return {name: {} for name in (*baselines, "two_tower", "vaecf", "content", "sasrec", "ranker")}
+    return {name: {} for name in (*baselines, "two_tower", "vaecf", "content", "sasrec", "ranker", "transformer_dqn")}
 
 
 class Shop(_Strict):
