@@ -188,7 +188,12 @@ def shops(options: argparse.Namespace) -> dict[str, Any]:
             home = Path(options.home or scratch).absolute() / name
             if shop := described(name, home):
                 found[name] = of_shop(shop, as_of, home)
-    return {"shops": found, "limits": [], "made by": made_by(["tensorflow", "lightgbm", "gymnasium", "numpy"])}
+    limits = []
+    if demo := found.get("complete_journey"):
+        limits.append({"name": "learning for the demo shop, s", "value": demo["learning"]["seconds"], "limit": "< 180"})
+        share = demo["recommending"]["agent"] / demo["recommending"]["supervised"]
+        limits.append({"name": "recommending with the agent over without, CPU", "value": share, "limit": "< 1.2"})
+    return {"shops": found, "limits": limits, "made by": made_by(["tensorflow", "lightgbm", "gymnasium", "numpy"])}
 
 
 def described(name: str, home: Path) -> str | None:
@@ -219,7 +224,7 @@ def of_shop(shop: str, as_of: str, home: Path) -> dict[str, Any]:
     started = clocks()
     agent.fit(replace(shelf.lesson(night.windows), sources={"ranker": ranker}))
     seconds = since(started)
-    report, verdicts = agent.report(), {}
+    report, verdicts, spent = agent.report(), {}, dict[str, float]()
     orders = {"supervised": ranker, "control": taught(agent), "agent": agent, "random": shuffled(agent)}
     rows = {name: {"reward": [report[f"simulated/{name}{end}"] for end in ENDS]} for name in orders}
     candidates = shelf.catalog.candidates(night.windows.validation_end)
@@ -227,7 +232,9 @@ def of_shop(shop: str, as_of: str, home: Path) -> dict[str, Any]:
         known = truth(shelf.interactions, night.windows.validation_end, night.windows.as_of, view)
         values = {}
         for name, model in orders.items():
+            began = clocks()
             ranked = model.recommend(known.past, known.users, 50, candidates, exclude_seen=known.exclude_seen)
+            spent[name] = spent.get(name, 0.0) + since(began)[1]
             values[name] = per_user(ranked.items, known.items)["ndcg@10"]
         lifts = {f"{name} over supervised": values[name] - values["supervised"] for name in values}
         ends = bootstrap({**values, **lifts})
@@ -237,7 +244,7 @@ def of_shop(shop: str, as_of: str, home: Path) -> dict[str, Any]:
             rows[name][f"{view} lift"] = [float(lifts[lift].mean()), *ends[lift]]
         verdicts[view] = judged(report, lifts["agent over supervised"], None).reason
     found = {"rows": rows, "verdicts": verdicts, "weight of Q": report["weight of Q"], "as of": as_of}
-    return found | {"learning": dict(zip(("seconds", "cpu seconds"), seconds, strict=True))}
+    return found | {"recommending": spent, "learning": dict(zip(("seconds", "cpu seconds"), seconds, strict=True))}
 
 
 def taught(agent: TransformerDQN) -> TransformerDQN:
@@ -274,7 +281,14 @@ def shops_section(part: dict[str, Any]) -> list[str]:
         lines += table(head, [[row, *(told(cells[key]) for key in keys)] for row, cells in found["rows"].items()])
         spent, weight = found["learning"], found["weight of Q"]
         lines += ["", f"Learning took {spent['seconds']:.0f} s ({spent['cpu seconds']:.0f} s of the processor), one"]
-        lines += [f"thread. Weight of Q beside the supervised score: {weight:g}.", ""]
+        lines += [
+            f"thread. Weight of Q beside the supervised score: {weight:g}. Lists of all customers of the test window:"
+        ]
+        both = found["recommending"]
+        lines += [
+            f"{both['supervised']:.1f} s of the processor by the ranker, {both['agent']:.1f} s with the agent.",
+            "",
+        ]
         lines += [f"- the gate, {view}: {verdict}" for view, verdict in found["verdicts"].items()]
     return [*lines, "", part["made by"]]
 
