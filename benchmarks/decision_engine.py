@@ -279,16 +279,15 @@ def shops_section(part: dict[str, Any]) -> list[str]:
         head += [text for view in VIEWS for text in (f"ndcg@10, {view}", "over supervised")]
         keys = ["reward", *(key for view in VIEWS for key in (view, f"{view} lift"))]
         lines += table(head, [[row, *(told(cells[key]) for key in keys)] for row, cells in found["rows"].items()])
-        spent, weight = found["learning"], found["weight of Q"]
-        lines += ["", f"Learning took {spent['seconds']:.0f} s ({spent['cpu seconds']:.0f} s of the processor), one"]
+        spent, both = found["learning"], found["recommending"]
         lines += [
-            f"thread. Weight of Q beside the supervised score: {weight:g}. Lists of all customers of the test window:"
-        ]
-        both = found["recommending"]
-        lines += [
-            f"{both['supervised']:.1f} s of the processor by the ranker, {both['agent']:.1f} s with the agent.",
             "",
+            f"Learning took {spent['seconds']:.0f} s ({spent['cpu seconds']:.0f} s of one processor). Weight of Q",
         ]
+        lines += [
+            f"beside the supervised score: {found['weight of Q']:g}. Lists of all customers of the test window took"
+        ]
+        lines += [f"{both['supervised']:.1f} s of the processor by the ranker, {both['agent']:.1f} with the agent.", ""]
         lines += [f"- the gate, {view}: {verdict}" for view, verdict in found["verdicts"].items()]
     return [*lines, "", part["made by"]]
 
