@@ -280,14 +280,11 @@ def shops_section(part: dict[str, Any]) -> list[str]:
         keys = ["reward", *(key for view in VIEWS for key in (view, f"{view} lift"))]
         lines += table(head, [[row, *(told(cells[key]) for key in keys)] for row, cells in found["rows"].items()])
         spent, both = found["learning"], found["recommending"]
-        lines += [
-            "",
-            f"Learning took {spent['seconds']:.0f} s ({spent['cpu seconds']:.0f} s of one processor). Weight of Q",
-        ]
-        lines += [
-            f"beside the supervised score: {found['weight of Q']:g}. Lists of all customers of the test window took"
-        ]
-        lines += [f"{both['supervised']:.1f} s of the processor by the ranker, {both['agent']:.1f} with the agent.", ""]
+        wall, processor = spent["seconds"], spent["cpu seconds"]
+        lines += ["", f"- learning: {wall:.0f} s, {processor:.0f} s of one processor"]
+        lines += [f"- weight of Q beside the supervised score: {found['weight of Q']:g}"]
+        lines += [f"- lists of the test window's customers, CPU s: {both['supervised']:.1f} by the ranker, "]
+        lines[-1] += f"{both['agent']:.1f} with the agent"
         lines += [f"- the gate, {view}: {verdict}" for view, verdict in found["verdicts"].items()]
     return [*lines, "", part["made by"]]
 
