@@ -10,7 +10,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from recsys_tasks.contract import EVENT_TYPES
 from recsys_tasks.errors import ContractError
+from recsys_tasks.simulation.agent import play_each
 from recsys_tasks.simulation.shop import FEATURES, ID, ShopEnv, ShopVectorEnv
+from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.simulation.world import bucket
 from tests.simulation.shops import KINDS, WEIGHTS, certain, lists, world
 
@@ -241,3 +243,67 @@ def test_lists_that_do_not_fit_the_world_raise():
         ShopEnv(**made, history=65)
     with pytest.raises(ContractError, match="rows of the world"):
         ShopEnv(**made, customers=np.array([world().n_customers]))
+
+
+@pytest.mark.parametrize("reward", ["weights", "revenue"])
+def test_expected_rewards_are_the_mean_of_what_is_earned(reward):
+    made = {**lists(world()), "reward": reward}
+    sums = []
+    for expected in (False, True):
+        env = ShopVectorEnv(4096, **made, expected=expected)
+        env.reset(seed=0)
+        rng = np.random.default_rng(1)
+        earned = [env.step(rng.integers(20, size=4096))[1] for _ in range(30)]
+        sums.append((np.mean(earned), np.std(earned) / np.sqrt(np.size(earned))))
+    (sampled, error), (mean, sure) = sums
+    assert abs(sampled - mean) < 4 * error
+    assert sure < error
+
+
+def test_the_log_is_told_as_decisions():
+    """Two visits of one customer: what was no candidate changes the state but is no decision."""
+    of = world()
+    user, day, purchase = int(of.user[3]), 86_400_000_000, EVENT_TYPES.index("purchase")
+    rows = [
+        (4, 0),
+        (55, 60),
+        (4, 120),
+        (7, 180),
+        (7, 2 * day),
+    ]  # (item, microseconds after the start); 55 is not listed
+    log = Visits.of(
+        80, 60, WEIGHTS, "purchase",
+        user=np.full(5, user), item=np.array([item for item, _ in rows]),
+        time=of.start + np.array([when for _, when in rows]), kind=np.full(5, purchase),
+    )  # fmt: skip
+    told = ShopVectorEnv(1, **lists(of), customers=np.array([3])).logged(log)
+    assert told.action.tolist() == [4, 7, 7]
+    assert told.reward.tolist() == [1, 1, 1]
+    assert told.episode.tolist() == [0, 0, 0]
+    assert not told.terminated.any()
+    assert told.state["history"][0, -1] != 5, "what is decided is not yet in the state"
+    assert told.state["history"][1, -2:].tolist() == [5, 56]
+    assert told.state["action_mask"][1, 4] == 0, "a visit shows an item once"
+    assert told.state["action_mask"][2].all(), "the next visit may show it again"
+    assert feature(told.state, "slot")[:, 0].tolist() == pytest.approx([0, 0.2, 0])
+    times = np.expm1(feature(told.state, "bought")[:, 7])
+    assert times[2] == pytest.approx(times[0] + 1)
+
+
+def test_a_log_of_other_items_tells_no_decision():
+    of = world()
+    rows = {"user": of.user[:1], "item": np.array([55]), "time": np.array([of.start]), "kind": np.array([4])}
+    shop = ShopVectorEnv(1, **lists(of), customers=np.array([0]))
+    with pytest.raises(ContractError, match="give longer lists"):
+        shop.logged(Visits.of(80, 60, WEIGHTS, "purchase", **rows))
+    with pytest.raises(ContractError, match="one each of 2 customers, found 1"):
+        ShopVectorEnv(1, **lists(of), customers=np.array([0, 1])).logged(Visits.of(80, 60, WEIGHTS, "purchase", **rows))
+
+
+def test_policies_are_compared_by_the_same_customers():
+    shop = ShopVectorEnv(20, **lists(world()), customers=np.arange(20), expected=True)
+    first = play_each(shop, lambda seen: seen["action_mask"].argmax(1), 2, seed=0)
+    assert first.shape == (20,)
+    assert (first == play_each(shop, lambda seen: seen["action_mask"].argmax(1), 2, seed=0)).all()
+    wasted = play_each(shop, lambda seen: np.zeros(20, int), 2, seed=0)  # but for the first slot of a visit
+    assert wasted.mean() < first.mean()
