@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -51,7 +50,7 @@ from recsys_tasks.ingest import ingest
 from recsys_tasks.metrics import bootstrap, per_user
 from recsys_tasks.models import BASELINES, Material
 from recsys_tasks.models.ease import EASE
-from recsys_tasks.models.transformer_dqn import TransformerDQN
+from recsys_tasks.models.transformer_dqn import TransformerDQN, ordered
 from recsys_tasks.night import plan
 from recsys_tasks.recipe import Shelf
 from recsys_tasks.simulation.agent import Agent, AgentConfig, play
@@ -224,50 +223,33 @@ def of_shop(shop: str, as_of: str, home: Path) -> dict[str, Any]:
     started = clocks()
     agent.fit(replace(shelf.lesson(night.windows), sources={"ranker": ranker}))
     seconds = since(started)
-    report, verdicts, spent = agent.report(), {}, dict[str, float]()
-    orders = {"supervised": ranker, "control": taught(agent), "agent": agent, "random": shuffled(agent)}
-    rows = {name: {"reward": [report[f"simulated/{name}{end}"] for end in ENDS]} for name in orders}
+    assert agent.control_ is not None
+    report, verdicts, spent, rng = agent.report(), {}, dict[str, float](), np.random.default_rng(0)
+    others = {"control": ordered(*agent.control_), "random": lambda seen: rng.random(seen["action_mask"].shape)}
+    rows = {name: {"reward": [report[f"simulated/{name}{end}"] for end in ENDS]} for name in ORDERS}
     candidates = shelf.catalog.candidates(night.windows.validation_end)
     for view in VIEWS:
         known = truth(shelf.interactions, night.windows.validation_end, night.windows.as_of, view)
         values = {}
-        for name, model in orders.items():
+        known.past.of_user(0)  # what is counted once of a log, neither of them is to pay for
+        for name, model in {"agent": agent, "supervised": ranker}.items():
             began = clocks()
             ranked = model.recommend(known.past, known.users, 50, candidates, exclude_seen=known.exclude_seen)
             spent[name] = spent.get(name, 0.0) + since(began)[1]
             values[name] = per_user(ranked.items, known.items)["ndcg@10"]
+        observed = agent._observer(known.past)(known.users, np.where(ranked.filled, -1, ranked.items), ranked.scores)
+        for name, order in others.items():
+            place = np.where(observed["action_mask"] > 0, -order(observed), np.inf).argsort(1, kind="stable")
+            values[name] = per_user(np.take_along_axis(ranked.items, place, 1), known.items)["ndcg@10"]
         lifts = {f"{name} over supervised": values[name] - values["supervised"] for name in values}
         ends = bootstrap({**values, **lifts})
-        for name, value in values.items():
-            lift = f"{name} over supervised"
+        for name in ORDERS:
+            lift, value = f"{name} over supervised", values[name]
             rows[name][view] = [float(value.mean()), *ends[name]]
             rows[name][f"{view} lift"] = [float(lifts[lift].mean()), *ends[lift]]
         verdicts[view] = judged(report, lifts["agent over supervised"], None).reason
     found = {"rows": rows, "verdicts": verdicts, "weight of Q": report["weight of Q"], "as of": as_of}
     return found | {"recommending": spent, "learning": dict(zip(("seconds", "cpu seconds"), seconds, strict=True))}
-
-
-def taught(agent: TransformerDQN) -> TransformerDQN:
-    """Return the control in the agent's place."""
-    assert agent.control_ is not None
-    control = copy(agent)
-    control.agent_, control.weight_ = agent.control_
-    return control
-
-
-def shuffled(agent: TransformerDQN) -> TransformerDQN:
-    """Return chance in the agent's place."""
-    chance = Chance(agent.config)
-    chance.__dict__ |= agent.__dict__
-    return chance
-
-
-class Chance(TransformerDQN):
-    """Any order of the ranker's first."""
-
-    def _order(self) -> Callable[[Observation], np.ndarray]:
-        rng = np.random.default_rng(0)
-        return lambda seen: np.where(seen["action_mask"] > 0, rng.random(seen["action_mask"].shape), -np.inf)
 
 
 def shops_section(part: dict[str, Any]) -> list[str]:
@@ -295,6 +277,7 @@ def told(cell: list[float]) -> str:
     return f"{value:.4f} ({low:.4f} to {high:.4f})"
 
 
+ORDERS = ("supervised", "control", "agent", "random")
 SHOPS = {"complete_journey": "2017-12-04T00:00:00Z", "taobao_2017": "2017-12-03T16:00:00Z"}
 ENDS = ("", " low", " high")
 PARTS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., list[str]]]] = {
