@@ -12,7 +12,7 @@ candidates, the mask, and the mean vector of the history; it is given its defaul
 has them too. How much of the difference masks make is told in two ways: ours without them, and theirs kept to what is
 allowed when it is judged. Beside them stand the supervised order and chance.
 
-    python benchmarks/decision_engine.py [--only peers] [--steps N] [--seeds N] [--home DIR] [--check] [--quick]
+    python benchmarks/decision_engine.py [--only peers] [--shop NAME] [--steps N] [--seeds N] [--home DIR] [--check]
 
 Rows of ``stable-baselines3`` are left out where it is not installed (``pip install 'nightcart[bench]'``). ``--quick``
 is a made-up world of seconds, of which only the form is checked; it writes a page only to ``--results``. The demo shop
@@ -99,6 +99,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
     parser.add_argument("--check", action="store_true", help="exit 1 when something falls short")
     parser.add_argument("--quick", action="store_true", help="a made-up world, in seconds")
+    parser.add_argument("--shop", choices=SHOPS, help="of the part shops, this one alone; others' sections stay")
     parser.add_argument("--home", type=Path, help="where to leave the nights of shops (default: a temporary folder)")
     parser.add_argument("--results", type=Path, help="where to write the page")
     options = parser.parse_args()
@@ -107,7 +108,7 @@ def main() -> int:
     file = where / "decision_engine.json" if where else None
     measured: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
     for name in [options.only] if options.only else ["peers"] if options.quick else PARTS:
-        measured[name] = PARTS[name][0](options)
+        measured[name] = PARTS[name][0](options, measured.get(name, {}))
     told = {name: measured[name] for name in PARTS if name in measured}
     measured["limits"] = [limit for part in told.values() for limit in part["limits"]]
     lines = ["# The decision engine", *limits_table(measured["limits"])]
@@ -115,7 +116,7 @@ def main() -> int:
     return finish("decision_engine", lines, measured, where, options.check)
 
 
-def peers(options: argparse.Namespace) -> dict[str, Any]:
+def peers(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
     """Return the rows of all trainings, judged, and the limits."""
     practice = made_up() if options.quick else demo_shop()
     steps, episodes = (2_000, 64) if options.quick else (options.steps, EPISODES)
@@ -179,20 +180,22 @@ def peers_section(part: dict[str, Any]) -> list[str]:
     return [*lines, *table(head, rows), "", part["made by"]]
 
 
-def shops(options: argparse.Namespace) -> dict[str, Any]:
+def shops(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
     """Return the rows of each shop, its gate's verdicts and the seconds of learning."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(known.get("shops", {}))
     with tempfile.TemporaryDirectory(prefix="nightcart-bench-") as scratch:
         for name, as_of in SHOPS.items():
+            if options.shop not in (None, name):
+                continue
             home = Path(options.home or scratch).absolute() / name
             if shop := described(name, home):
-                found[name] = of_shop(shop, as_of, home)
+                found[name] = {**of_shop(shop, as_of, home), "made by": made_by(PACKAGES)}
     limits = []
     if demo := found.get("complete_journey"):
         limits.append({"name": "learning for the demo shop, s", "value": demo["learning"]["seconds"], "limit": "< 180"})
         share = demo["recommending"]["agent"] / demo["recommending"]["supervised"]
         limits.append({"name": "recommending with the agent over without, CPU", "value": share, "limit": "< 1.2"})
-    return {"shops": found, "limits": limits, "made by": made_by(["tensorflow", "lightgbm", "gymnasium", "numpy"])}
+    return {"shops": found, "limits": limits}
 
 
 def described(name: str, home: Path) -> str | None:
@@ -268,7 +271,8 @@ def shops_section(part: dict[str, Any]) -> list[str]:
         lines += [f"- lists of the test window's customers, CPU s: {both['supervised']:.1f} by the ranker, "]
         lines[-1] += f"{both['agent']:.1f} with the agent"
         lines += [f"- the gate, {view}: {verdict}" for view, verdict in found["verdicts"].items()]
-    return [*lines, "", part["made by"]]
+        lines += ["", found["made by"]]
+    return lines
 
 
 def told(cell: list[float]) -> str:
@@ -279,6 +283,7 @@ def told(cell: list[float]) -> str:
 
 ORDERS = ("supervised", "control", "agent", "random")
 SHOPS = {"complete_journey": "2017-12-04T00:00:00Z", "taobao_2017": "2017-12-03T16:00:00Z"}
+PACKAGES = ["tensorflow", "lightgbm", "gymnasium", "numpy"]
 ENDS = ("", " low", " high")
 PARTS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., list[str]]]] = {
     "shops": (shops, shops_section),
