@@ -1,5 +1,6 @@
 """``nightcart``: every step without Airflow, and the published lists for people who ask."""
 
+import getpass
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from recsys_tasks import embed as embed_step
 from recsys_tasks import evaluate as evaluate_step
 from recsys_tasks import index as index_step
 from recsys_tasks import ingest as ingest_step
+from recsys_tasks import ledger
 from recsys_tasks import promote as promote_step
 from recsys_tasks import publish as publish_step
 from recsys_tasks import recommend as recommend_step
@@ -50,6 +52,7 @@ AsOf = Annotated[str | None, typer.Option("--as-of", help="ISO 8601 instant with
 Models = Annotated[str | None, typer.Option("--models", help="Models beside the baselines, by comma.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEMO = "complete_journey"
+SERVED_SHOWN = 20
 
 Step = Literal[
     "ingest", "embed", "train", "evaluate", "promote", "publish_index", "recommend", "check", "publish", "report"
@@ -135,7 +138,8 @@ def _step_command(name: str) -> None:
         force_promote: Annotated[str | None, typer.Option(help="Make this model champion.")] = None,
         as_json: AsJson = False,
     ) -> None:
-        night = plan(shop, as_of, datetime.now(UTC), models.split(",") if models else None, k, publish, force_promote)
+        wanted = models.split(",") if models else None
+        night = plan(shop, as_of, datetime.now(UTC), wanted, k, publish, force_promote, _person())
         ids = run_night(night, "report" if name == "run" else name)
         if as_json:
             out.print_json(data=ids)
@@ -327,19 +331,49 @@ def similar(item: str, k: int = 10, as_json: AsJson = False) -> None:
 
 @app.command(name="versions")
 def list_versions(shop: ShopOption = DEMO, as_json: AsJson = False) -> None:
-    """Print the versions that can be made current, the current one marked."""
-    found, now = versions(_lake(), _shop(shop)), current(_lake())
+    """Print what served from when to when, and why; the current version and those that can be rolled back to marked."""
+    lake, description = _lake(), _shop(shop)
+    found, now, served = versions(lake, description), current(lake), ledger.served(lake, description.name)
     if as_json:
-        out.print_json(data={"versions": found, "current": now and now["version"]})
-    for version in [] if as_json else found:
-        out.print(("* " if now and version == now["version"] else "  ") + version)
+        out.print_json(data={"versions": found, "current": now and now["version"], "served": served})
+        return
+    title = f"{description.name}: what served, and why; versions that are kept can be rolled back to"
+    table = Table(
+        "", "version", "as of", "from", "to", "champions", "reason", title=escape(title), title_justify="left"
+    )
+    for line in served[-SERVED_SHOWN:]:
+        kept = "kept" if line["version"] in found else "gone"
+        is_current = line is served[-1] and now and now["version"] == line["version"]
+        champions = (
+            f"{placement}: {Recipe(won['recipe']).label}, {won['reason']}"
+            for placement, won in line["champions"].items()
+        )
+        reason = line["reason"] + (f", asked for by {line['by']}" if line["by"] else "")
+        times = (_minute(line[name]) for name in ("as_of", "from", "to"))
+        row = ("current" if is_current else kept, line["version"], *times, "\n".join(champions), reason)
+        table.add_row(*map(escape, row), style="bold" if is_current else "")
+    out.print(table)
+    if len(served) > SERVED_SHOWN:
+        out.print(f"and {len(served) - SERVED_SHOWN} earlier (--json shows all)")
+
+
+def _minute(instant: str | None) -> str:
+    return f"{datetime.fromisoformat(instant):%Y-%m-%d %H:%M}" if instant else ""
 
 
 @app.command()
 def rollback(version: str, shop: ShopOption = DEMO) -> None:
     """Make an earlier version current again, in Parquet and in Redis."""
-    activate(_lake(), _shop(shop), version, "rolled back by a person")
+    activate(_lake(), _shop(shop), version, "rolled back", _person())
     out.print(f"version {version} is current")
+
+
+def _person() -> str:
+    """Return who runs this command; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _lake() -> Lake:

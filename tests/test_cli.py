@@ -67,8 +67,17 @@ def test_an_earlier_night_can_be_published_and_rolled_back(ask):
     now = json.loads(ask("versions", "--shop", "SHOP", "--json"))["current"]
     earlier = json.loads(ask("publish", "--shop", "SHOP", "--as-of", "2011-04-11T00:00:00Z", "--json"))["publish"]
     found = json.loads(ask("versions", "--shop", "SHOP", "--json"))
-    assert found == {"versions": [now, earlier], "current": earlier}
+    assert (found["versions"], found["current"]) == ([now, earlier], earlier)
     ask("rollback", now, "--shop", "SHOP")
+    served = json.loads(ask("versions", "--shop", "SHOP", "--json"))["served"]
+    assert [(line["version"], line["reason"]) for line in served] == [
+        (now, "night of 2011-04-12T00:00:00+00:00"),
+        (earlier, "night of 2011-04-11T00:00:00+00:00"),
+        (now, "rolled back"),
+    ]
+    assert all(line["champions"]["home"]["reason"] and line["by"] for line in served[1:])
+    table = ask("versions", "--shop", "SHOP")
+    assert ("current" in table, "kept" in table, "rolled back, asked" in table) == (True, True, True)
     assert json.loads(ask("recommend", "__anonymous__", "--json")) | {"items": 0} == {
         "version": now,
         "placement": "home",
