@@ -295,7 +295,7 @@ def report(
     entry: Annotated[str | None, typer.Argument(help="An id, reports/...; default the night published last.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a night's report: accounting, leaderboard, and what three customers get."""
+    """Print a night's report: where its page is, accounting, leaderboard, and what three customers get."""
     if as_json:
         out.print_json(data=_report(_lake(), entry))
     else:
@@ -385,11 +385,15 @@ def _shop(name: str) -> Shop:
 
 
 def _report(lake: Lake, report: str | None = None) -> dict[str, Any]:
+    return json.loads((_report_folder(lake, report) / "report.json").read_text())
+
+
+def _report_folder(lake: Lake, report: str | None = None) -> Path:
     found = {"report": report} if report else lake.current("reports")
     if not found:
         raise NothingInLake(f"{lake.root} holds no report yet; run a night first (make nightly, or nightcart run)")
     lake.manifest(found["report"])  # tells where there is none
-    return json.loads((lake.path(found["report"]) / "report.json").read_text())
+    return lake.path(found["report"])
 
 
 def published_list(lake: Lake, placement: str, reader: str) -> list[dict[str, Any]]:
@@ -489,6 +493,8 @@ def print_report(lake: Lake, report: str | None = None) -> None:
     """Print accounting, leaderboard and the lists of a loyal, a warm and a cold customer (where there are such)."""
     content = _report(lake, report)
     out.rule(f"{content['shop']}, night of {content['as_of']}")
+    if (page := _report_folder(lake, report) / "report.html").is_file():  # not of nights before there were pages
+        out.print(f"as a page: {page}", soft_wrap=True, markup=False, highlight=False)
     for line in ingest_step.accounting(content["counts"]):
         out.print(escape(line))
     out.print(f"the log reaches {content['watermark']}")
