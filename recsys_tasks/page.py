@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import takewhile
-from math import floor, log10
+from math import floor, isnan, log10, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def _view(report: dict[str, Any], view: str) -> dict[str, Any]:
         row
         | {"label": Recipe(row["recipe"]).label, "serves": serves.get(row["recipe"])}
         | {"kind": "champion" if row["recipe"] in serves else "baseline" if row["recipe"] in BASELINES else "model"}
-        for row in sorted(rows, key=lambda row: -row["metrics"][METRIC])
+        for row in sorted(rows, key=lambda row: (isnan(row["metrics"][METRIC]), -row["metrics"][METRIC]))
         if row["tier"] == EVERYONE
     ]
     tiers = [
@@ -105,16 +105,15 @@ def _top(rows: Iterable[dict[str, Any]]) -> float:
 
 
 def _scatter(board: list[dict[str, Any]]) -> dict[str, Any]:
-    """Coverage to the right, accuracy up: the points, a place for each label that is not another's, and the ticks."""
-    values = {row["recipe"]: (row["beyond_accuracy"]["catalog_coverage@10"], row["metrics"][METRIC]) for row in board}
-    across, up = (_ticks(max(end, default=0.0)) for end in zip(*values.values(), strict=True))
-    at = {recipe: (x / across[-1] * WIDTH, HEIGHT - y / up[-1] * HEIGHT) for recipe, (x, y) in values.items()}
+    """Root of coverage to the right, accuracy up: points, a place of its own for each label, and ticks."""
+    drawn = [row for row in board if not isnan(row["metrics"][METRIC])]
+    values = {row["recipe"]: (row["beyond_accuracy"]["catalog_coverage@10"], row["metrics"][METRIC]) for row in drawn}
+    across, up = (_ticks(max(end)) for end in zip((0.0, 0.0), *values.values(), strict=True))
+    at = {recipe: (sqrt(x / across[-1]) * WIDTH, HEIGHT - y / up[-1] * HEIGHT) for recipe, (x, y) in values.items()}
     taken = [(x - 6, x + 6, y) for x, y in at.values()]  # left and right end, and middle
     points: list[dict[str, Any]] = []
-    for row in board:
+    for row in drawn:
         x, y = at[row["recipe"]]
-        if y != y:
-            continue
         width = len(row["label"]) * CHARACTER
         places = [(left, y + rise) for rise in RISES for left in (x + 9, x - 9 - width) if 0 <= left < WIDTH - width]
         left, middle = next((place for place in places if _is_free(*place, width, taken)), (x + 9, y))
@@ -123,7 +122,7 @@ def _scatter(board: list[dict[str, Any]]) -> dict[str, Any]:
         points[-1]["leader"] = (left - 2 if left > x else left + width, middle) if middle != y else None
     return {
         "points": points,
-        "across": [(tick / across[-1] * WIDTH, tick) for tick in across],
+        "across": [(sqrt(tick / across[-1]) * WIDTH, tick) for tick in across],
         "up": [(HEIGHT - tick / up[-1] * HEIGHT, tick) for tick in up],
     }
 
@@ -166,7 +165,7 @@ def _several(n: int, thing: str) -> str:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "score": lambda value: f"{value:.4f}" if value == value else "none",
+    "score": lambda value: f"{value:.4f}" if not isnan(value) else "none",
     "percent": lambda share: f"{share:.2%}",
     "tick": lambda value: f"{value:g}",
     "count": lambda n: f"{n:,}",

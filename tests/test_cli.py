@@ -61,6 +61,8 @@ def test_the_report_accounts_for_every_row(ask):
     told = ask("report")
     assert "rows read = " in told
     assert "published version" in told
+    (page,) = [line.removeprefix("as a page: ") for line in told.splitlines() if line.startswith("as a page: ")]
+    assert "Published" in Path(page).read_text()
 
 
 def test_an_earlier_night_can_be_published_and_rolled_back(ask):
