@@ -337,24 +337,28 @@ def list_versions(shop: ShopOption = DEMO, as_json: AsJson = False) -> None:
     if as_json:
         out.print_json(data={"versions": found, "current": now and now["version"], "served": served})
         return
-    title = f"{description.name}: what served, and why; versions that are kept can be rolled back to"
-    table = Table(
-        "", "version", "as of", "from", "to", "champions", "reason", title=escape(title), title_justify="left"
-    )
+    title = f"{description.name}: what served; versions that are kept can be rolled back to"
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("", "version", "as of", "from", "to", "champions", "reason"):
+        table.add_column(column, no_wrap=column == "version")
     for line in served[-SERVED_SHOWN:]:
-        kept = "kept" if line["version"] in found else "gone"
-        is_current = line is served[-1] and now and now["version"] == line["version"]
-        champions = (
-            f"{placement}: {Recipe(won['recipe']).label}, {won['reason']}"
-            for placement, won in line["champions"].items()
-        )
-        reason = line["reason"] + (f", asked for by {line['by']}" if line["by"] else "")
+        is_current = line is served[-1] and not line["to"]
+        state = "current" if is_current else "kept" if line["version"] in found else "gone"
+        won = (f"{placement}: {recipe.label}" for placement, recipe, _ in _champions(line))
         times = (_minute(line[name]) for name in ("as_of", "from", "to"))
-        row = ("current" if is_current else kept, line["version"], *times, "\n".join(champions), reason)
+        reason = line["reason"] + (f", asked for by {line['by']}" if line["by"] else "")
+        row = (state, line["version"], *times, "\n".join(won), reason)
         table.add_row(*map(escape, row), style="bold" if is_current else "")
     out.print(table)
     if len(served) > SERVED_SHOWN:
         out.print(f"and {len(served) - SERVED_SHOWN} earlier (--json shows all)")
+    for placement, recipe, why in _champions(served[-1]) if served else ():
+        out.print(escape(f"{placement}: {recipe.label}, {why}"))
+
+
+def _champions(line: dict[str, Any]) -> list[tuple[str, Recipe, str]]:
+    found = line["champions"]
+    return [(p, Recipe(found[p]["recipe"]), found[p]["reason"]) for p in PLACEMENT_VIEW if p in found]
 
 
 def _minute(instant: str | None) -> str:

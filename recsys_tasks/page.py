@@ -21,7 +21,7 @@ METRIC = "ndcg@10"
 MEANING = {"all": "what they buy next, repeats count", "discovery": "what they buy for the first time"}
 WIDTH, HEIGHT = 560, 300
 """Pixels of the scatter plot's frame."""
-CHARACTER, LINE = 6.6, 14
+CHARACTER, LINE = 7.2, 14
 """Pixels that a character of a label is wide, and a line high."""
 RISES = sorted(range(-8 * LINE, 9 * LINE, LINE), key=abs)
 """Where a label may stand, from level with its point to ever further away."""
@@ -35,7 +35,7 @@ def render(report: dict[str, Any]) -> str:
         lag=span(datetime.fromisoformat(report["as_of"]) - datetime.fromisoformat(report["watermark"]))
         if report["watermark"]
         else None,
-        champions={placement: report["champions"][placement] for placement in PLACEMENT_VIEW},
+        placements=list(PLACEMENT_VIEW),
         views=[_view(report, view) for view in VIEWS if any(row["view"] == view for row in report["leaderboard"])],
         told=_told(report["leaderboard"]),
         metric=METRIC,
@@ -118,8 +118,9 @@ def _scatter(board: list[dict[str, Any]]) -> dict[str, Any]:
         places = [(left, y + rise) for rise in RISES for left in (x + 9, x - 9 - width) if 0 <= left < WIDTH - width]
         left, middle = next((place for place in places if _is_free(*place, width, taken)), (x + 9, y))
         taken.append((left, left + width, middle))
-        points.append({"label": row["label"], "kind": row["kind"], "x": x, "y": y, "left": left, "middle": middle})
-        points[-1]["leader"] = (left - 2 if left > x else left + width, middle) if middle != y else None
+        side, end = ("start", left) if left > x else ("end", left + width)
+        points.append({"label": row["label"], "kind": row["kind"], "x": x, "y": y})
+        points[-1] |= {"side": side, "end": end, "middle": middle}
     return {
         "points": points,
         "across": [(sqrt(tick / across[-1]) * WIDTH, tick) for tick in across],

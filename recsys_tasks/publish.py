@@ -52,7 +52,7 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
             with lake.create(entry(placement, version), manifest) as folder:
                 manifest["files"] = [_part(lake.path(source), placement, n, folder) for n, source in enumerate(lists)]
     forced = f", {night.force_promote} forced" if night.force_promote else ""
-    activate(lake, shop, version, f"night of {night.as_of}{forced}", night.asked_by)
+    activate(lake, shop, version, f"published{forced}", night.asked_by)
     if gone := lake.expire(
         ("read", "ingested", "history", "statistics", "models", "vectors", "indexes", "lists"), shop.keep_days
     ):

@@ -46,6 +46,8 @@ def report(
         "counts": data["counts"],
         "watermark": data["watermark"],
         "warnings": data["warnings"],
+        "force_promote": night.force_promote,
+        "asked_by": night.asked_by,
         "champions": lake.manifest(champions)["champions"],
         "leaderboard": leaderboard["rows"],
         "failed": leaderboard["failed"],

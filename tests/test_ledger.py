@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from unittest.mock import patch
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from recsys_tasks import ledger
 from recsys_tasks.contract import PLACEMENTS
 from recsys_tasks.lake import Lake
+from recsys_tasks.night import plan
+from recsys_tasks.publish import publish
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import load_shop
 from recsys_tasks.versions import activate, entry, versions
@@ -102,6 +105,16 @@ def test_lines_of_before_there_were_champions_in_them_are_read(lake, shop):
     activate(lake, shop, "v2", "night of two")
     first, second = ledger.served(lake, "tiny")
     assert (first["champions"], first["as_of"], first["to"]) == ({}, None, second["from"])
+
+
+def test_a_published_night_tells_what_was_forced_and_who_asked(tiny_night, monkeypatch):
+    home, shop_file, ids = tiny_night
+    monkeypatch.setenv("NIGHTCART_HOME", str(home))
+    night = plan(str(shop_file), AS_OF, datetime.now(UTC), force_promote="ease", asked_by="ada")
+    with patch("recsys_tasks.publish.activate") as activated:
+        version = publish(night, ids["recommend"], ids["promote"], ids["evaluate"], ids["ingest"])
+    assert version == ids["publish"]
+    assert activated.call_args.args[2:] == (version, "published, ease forced", "ada")
 
 
 TURNS = """

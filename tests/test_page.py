@@ -121,6 +121,11 @@ def test_baselines_champions_and_what_the_gate_said_are_marked():
     assert "transformer_dqn is refused. reward is not above 0" in words
 
 
+def test_who_asked_for_a_force_is_told():
+    words = Reader(render(a_report(force_promote="ease", asked_by="ada"))).words
+    assert "ease was forced, whatever the leaderboard says; ada asked for it." in words
+
+
 def test_the_lists_before_and_what_served_are_told():
     interval = {"ndcg@10": [0.3961, 0.4373], "recall@10": [0.2, 0.25]}
     did = {"customers": 756, "recall@10": 0.224, "ndcg@10": 0.4169, "interval": interval}
