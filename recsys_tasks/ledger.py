@@ -53,7 +53,7 @@ def lines(lake: Lake) -> list[dict[str, Any]]:
     path, now = lake.root / LEDGER, lake.current(POINTER)
     written = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     noted = [json.loads(line) for line in written if line.endswith(b"\n")]
-    if not now or (noted and is_same(noted[-1], now)):
+    if not now or "at" not in now or (noted and is_same(noted[-1], now)):  # older pointers told only a version
         return noted
     return [*noted, now]
 

@@ -59,11 +59,12 @@ def span(time: timedelta) -> str:
     >>> span(timedelta(hours=8, minutes=51, seconds=3)), span(timedelta(seconds=19))
     ('8 h 51 min', '19 s')
     """
-    seconds = int(time.total_seconds())
-    sizes = {"d": 86_400, "h": 3600, "min": 60, "s": 1}
-    parts = [(seconds % (86_400 if unit == "h" else size * 60) // size, unit) for unit, size in list(sizes.items())[1:]]
-    parts = [(n, unit) for n, unit in [(seconds // 86_400, "d"), *parts] if n] or [(0, "s")]
-    return " ".join(f"{n} {unit}" for n, unit in parts[:2])
+    parts: list[str] = []
+    rest = int(time.total_seconds())
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        n, rest = divmod(rest, size)
+        parts += [f"{n} {unit}"] if n else []
+    return " ".join(parts[:2]) or "0 s"
 
 
 def _view(report: dict[str, Any], view: str) -> dict[str, Any]:
