@@ -117,6 +117,7 @@ def nightly():
             k=params["k"],
             publish=params["publish"] and not backfilled,
             force_promote=params["force_promote"],
+            asked_by=run.triggering_user_name,
         )
         return night.to_dict()
 

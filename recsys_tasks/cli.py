@@ -1,5 +1,6 @@
 """``nightcart``: every step without Airflow, and the published lists for people who ask."""
 
+import getpass
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from recsys_tasks import embed as embed_step
 from recsys_tasks import evaluate as evaluate_step
 from recsys_tasks import index as index_step
 from recsys_tasks import ingest as ingest_step
+from recsys_tasks import ledger
 from recsys_tasks import promote as promote_step
 from recsys_tasks import publish as publish_step
 from recsys_tasks import recommend as recommend_step
@@ -50,6 +52,7 @@ AsOf = Annotated[str | None, typer.Option("--as-of", help="ISO 8601 instant with
 Models = Annotated[str | None, typer.Option("--models", help="Models beside the baselines, by comma.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEMO = "complete_journey"
+SERVED_SHOWN = 20
 
 Step = Literal[
     "ingest", "embed", "train", "evaluate", "promote", "publish_index", "recommend", "check", "publish", "report"
@@ -135,7 +138,8 @@ def _step_command(name: str) -> None:
         force_promote: Annotated[str | None, typer.Option(help="Make this model champion.")] = None,
         as_json: AsJson = False,
     ) -> None:
-        night = plan(shop, as_of, datetime.now(UTC), models.split(",") if models else None, k, publish, force_promote)
+        wanted = models.split(",") if models else None
+        night = plan(shop, as_of, datetime.now(UTC), wanted, k, publish, force_promote, _person())
         ids = run_night(night, "report" if name == "run" else name)
         if as_json:
             out.print_json(data=ids)
@@ -291,7 +295,7 @@ def report(
     entry: Annotated[str | None, typer.Argument(help="An id, reports/...; default the night published last.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a night's report: accounting, leaderboard, and what three customers get."""
+    """Print a night's report: where its page is, accounting, leaderboard, and what three customers get."""
     if as_json:
         out.print_json(data=_report(_lake(), entry))
     else:
@@ -327,19 +331,53 @@ def similar(item: str, k: int = 10, as_json: AsJson = False) -> None:
 
 @app.command(name="versions")
 def list_versions(shop: ShopOption = DEMO, as_json: AsJson = False) -> None:
-    """Print the versions that can be made current, the current one marked."""
-    found, now = versions(_lake(), _shop(shop)), current(_lake())
+    """Print what served from when to when, and why; the current version and those that can be rolled back to marked."""
+    lake, description = _lake(), _shop(shop)
+    found, now, served = versions(lake, description), current(lake), ledger.served(lake, description.name)
     if as_json:
-        out.print_json(data={"versions": found, "current": now and now["version"]})
-    for version in [] if as_json else found:
-        out.print(("* " if now and version == now["version"] else "  ") + version)
+        out.print_json(data={"versions": found, "current": now and now["version"], "served": served})
+        return
+    title = f"{description.name}: what served; versions that are kept can be rolled back to"
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("", "version", "as of", "from", "to", "champions", "reason"):
+        table.add_column(column, no_wrap=column == "version")
+    for line in served[-SERVED_SHOWN:]:
+        is_current = line is served[-1] and not line["to"]
+        state = "current" if is_current else "kept" if line["version"] in found else "gone"
+        won = (f"{placement}: {recipe.label}" for placement, recipe, _ in _champions(line))
+        times = (_minute(line[name]) for name in ("as_of", "from", "to"))
+        reason = line["reason"] + (f", asked for by {line['by']}" if line["by"] else "")
+        row = (state, line["version"], *times, "\n".join(won), reason)
+        table.add_row(*map(escape, row), style="bold" if is_current else "")
+    out.print(table)
+    if len(served) > SERVED_SHOWN:
+        out.print(f"and {len(served) - SERVED_SHOWN} earlier (--json shows all)")
+    for placement, recipe, why in _champions(served[-1]) if served else ():
+        out.print(escape(f"{placement}: {recipe.label}, {why}"))
+
+
+def _champions(line: dict[str, Any]) -> list[tuple[str, Recipe, str]]:
+    found = line["champions"]
+    return [(p, Recipe(found[p]["recipe"]), found[p]["reason"]) for p in PLACEMENT_VIEW if p in found]
+
+
+def _minute(instant: str | None) -> str:
+    return f"{datetime.fromisoformat(instant):%Y-%m-%d %H:%M}" if instant else ""
 
 
 @app.command()
 def rollback(version: str, shop: ShopOption = DEMO) -> None:
     """Make an earlier version current again, in Parquet and in Redis."""
-    activate(_lake(), _shop(shop), version, "rolled back by a person")
+    activate(_lake(), _shop(shop), version, "rolled back", _person())
     out.print(f"version {version} is current")
+
+
+def _person() -> str:
+    """Return who runs this command; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _lake() -> Lake:
@@ -351,11 +389,15 @@ def _shop(name: str) -> Shop:
 
 
 def _report(lake: Lake, report: str | None = None) -> dict[str, Any]:
+    return json.loads((_report_folder(lake, report) / "report.json").read_text())
+
+
+def _report_folder(lake: Lake, report: str | None = None) -> Path:
     found = {"report": report} if report else lake.current("reports")
     if not found:
         raise NothingInLake(f"{lake.root} holds no report yet; run a night first (make nightly, or nightcart run)")
     lake.manifest(found["report"])  # tells where there is none
-    return json.loads((lake.path(found["report"]) / "report.json").read_text())
+    return lake.path(found["report"])
 
 
 def published_list(lake: Lake, placement: str, reader: str) -> list[dict[str, Any]]:
@@ -455,6 +497,8 @@ def print_report(lake: Lake, report: str | None = None) -> None:
     """Print accounting, leaderboard and the lists of a loyal, a warm and a cold customer (where there are such)."""
     content = _report(lake, report)
     out.rule(f"{content['shop']}, night of {content['as_of']}")
+    if (page := _report_folder(lake, report) / "report.html").is_file():  # not of nights before there were pages
+        out.print(f"as a page: {page}", soft_wrap=True, markup=False, highlight=False)
     for line in ingest_step.accounting(content["counts"]):
         out.print(escape(line))
     out.print(f"the log reaches {content['watermark']}")

@@ -31,6 +31,8 @@ class Night:
     """Whether champions, lists and report of this night become the current ones; without, none of them moves."""
     force_promote: str | None = None
     """Name of a model that is made champion whatever the leaderboard says."""
+    asked_by: str | None = None
+    """The person who asked for this night, for the ledger; None where a schedule did."""
     shards: list[int] = field(default_factory=list)
     starts: dict[str, str] = field(default_factory=dict)
     """Recipe -> earlier model whose weights its training begins with tonight; the others begin with nothing."""
@@ -84,6 +86,7 @@ def plan(
     k: int | None = None,
     publish: bool = True,
     force_promote: str | None = None,
+    asked_by: str | None = None,
 ) -> Night:
     """Settle what tonight is.
 
@@ -97,7 +100,7 @@ def plan(
         When the run is for: the scheduler's logical date.
     models
         Models to train beside the baselines and the champions, each with its challenger; None for the shop file's.
-    k, publish, force_promote
+    k, publish, force_promote, asked_by
         See ``Night``.
 
     Raises
@@ -135,6 +138,7 @@ def plan(
         recipes=[recipe.text for recipe in recipes],
         publish=publish,
         force_promote=force_promote,
+        asked_by=asked_by,
         shards=list(range(description.shards)),
         starts=begun,
     )

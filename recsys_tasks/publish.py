@@ -51,7 +51,8 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
             manifest = {**described, "placement": placement}
             with lake.create(entry(placement, version), manifest) as folder:
                 manifest["files"] = [_part(lake.path(source), placement, n, folder) for n, source in enumerate(lists)]
-    activate(lake, shop, version, f"night of {night.as_of}")
+    forced = f", {night.force_promote} forced" if night.force_promote else ""
+    activate(lake, shop, version, f"published{forced}", night.asked_by)
     if gone := lake.expire(
         ("read", "ingested", "history", "statistics", "models", "vectors", "indexes", "lists"), shop.keep_days
     ):

@@ -1,7 +1,7 @@
 """Step 10, report: what a person must know about this night, and how last night's lists did on what came since.
 
-Reads what the other steps wrote; writes ``reports/<id>/report.json`` and, where the night was published, makes it the
-current report.
+Reads what the other steps wrote; writes ``reports/<id>/report.json`` and, for people, ``report.html``; where the night
+was published, makes it the current report.
 """
 
 import json
@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from recsys_tasks import ledger
 from recsys_tasks.contract import PLACEMENT_VIEW
 from recsys_tasks.lake import Lake, fingerprint
 from recsys_tasks.metrics import bootstrap, per_user
 from recsys_tasks.night import Night
+from recsys_tasks.page import render
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import Snapshot, microseconds
 from recsys_tasks.split import truth
@@ -44,12 +46,15 @@ def report(
         "counts": data["counts"],
         "watermark": data["watermark"],
         "warnings": data["warnings"],
+        "force_promote": night.force_promote,
+        "asked_by": night.asked_by,
         "champions": lake.manifest(champions)["champions"],
         "leaderboard": leaderboard["rows"],
         "failed": leaderboard["failed"],
         "index": lake.manifest(index),
         "lists": checked,
         "last_night": afterwards(lake, shop, snapshot, night.instant),
+        "served": ledger.served(lake, shop.name)[-10:],
         "snapshot": snapshot,
         "evaluation": evaluation,
     }
@@ -57,6 +62,7 @@ def report(
     if not lake.has(written):
         with lake.create(written, {"as_of": night.as_of, "version": version}) as folder:
             (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+            (folder / "report.html").write_text(render(content))
     if night.publish:
         lake.point("reports", {"report": written})
     else:

@@ -1,6 +1,5 @@
 """Published versions: which is current, what they hold, and how another one becomes current."""
 
-import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from recsys_tasks import ledger
 from recsys_tasks.contract import ITEM_ID, PLACEMENTS, USER_ID
 from recsys_tasks.errors import NothingInLake
 from recsys_tasks.lake import Lake
@@ -18,17 +18,14 @@ from recsys_tasks.shop import Shop
 
 log = logging.getLogger(__name__)
 
-LEDGER = "recommendations/ledger.jsonl"
-"""A line each time a version became current: when, which, why."""
-
 
 def entry(placement: str, version: str) -> str:
     """Return where a placement's lists of a version lie in the lake."""
     return f"recommendations/{placement}/version={version}"
 
 
-def activate(lake: Lake, shop: Shop, version: str, reason: str) -> None:
-    """Make a version in the lake the current one, in Redis and in Parquet; note it in the ledger.
+def activate(lake: Lake, shop: Shop, version: str, reason: str, by: str | None = None) -> None:
+    """Make a version in the lake the current one, in Redis and in Parquet; the ledger keeps reason and who asked.
 
     Raises
     ------
@@ -55,11 +52,9 @@ def activate(lake: Lake, shop: Shop, version: str, reason: str) -> None:
                 count = store.load(version, placement, read_lists(lake, placement, version))
                 log.info("%s: %s lists in Redis", placement, f"{count:,}")
             store.seal(version)
-        flip(lake, store, shop, version)
+        with ledger.moving(lake):
+            flip(lake, store, shop, version, reason, by)
         log.info("version %s is current", version)
-        with (lake.root / LEDGER).open("a") as ledger:
-            line = {"at": datetime.now(UTC).isoformat(), "shop": shop.name, "version": version, "reason": reason}
-            ledger.write(json.dumps(line) + "\n")
         kept = versions(lake, shop)
         for old in [v for v in kept if v != version][: max(0, len(kept) - shop.keep_versions)]:
             store.drop(old)
@@ -68,23 +63,26 @@ def activate(lake: Lake, shop: Shop, version: str, reason: str) -> None:
             log.info("version %s is older than the %d kept and was removed", old, shop.keep_versions)
 
 
-def flip(lake: Lake, store: OnlineStore, shop: Shop, version: str) -> None:
-    """Move every pointer to a version that is whole in both stores."""
+def flip(lake: Lake, store: OnlineStore, shop: Shop, version: str, reason: str, by: str | None) -> None:
+    """Move every pointer to a version that is whole in both stores; where it is current already, they say as before."""
+    made = lake.manifest(entry(PLACEMENTS[0], version))
+    line = {"shop": shop.name, "version": version, "as_of": made["as_of"], "champions": made["champions"]}
+    line |= {"at": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason, "by": by}
+    if (before := current(lake)) and ledger.is_same(before, line):
+        line = before
     store.activate(version)
     for placement in PLACEMENTS:
-        lake.point(f"recommendations/{placement}", {"version": version, "shop": shop.name})
+        lake.point(f"recommendations/{placement}", line)
 
 
 def current(lake: Lake) -> dict[str, Any] | None:
-    """Return version and shop that readers of the tables see, or None before the first night."""
-    return lake.current(f"recommendations/{PLACEMENTS[0]}")
+    """Return version and shop that readers of the tables see, since when and why; None before the first night."""
+    return lake.current(ledger.POINTER)
 
 
 def versions(lake: Lake, shop: Shop) -> list[str]:
     """Return a shop's versions that are in the lake, oldest made current first."""
-    path = lake.root / LEDGER
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    last = {line["version"]: n for n, line in enumerate(lines) if line["shop"] == shop.name}
+    last = {line["version"]: n for n, line in enumerate(ledger.lines(lake)) if line["shop"] == shop.name}
     return [v for v in sorted(last, key=lambda v: last[v]) if lake.has(entry(PLACEMENTS[0], v))]
 
 

@@ -61,14 +61,25 @@ def test_the_report_accounts_for_every_row(ask):
     told = ask("report")
     assert "rows read = " in told
     assert "published version" in told
+    (page,) = [line.removeprefix("as a page: ") for line in told.splitlines() if line.startswith("as a page: ")]
+    assert "Published" in Path(page).read_text()
 
 
 def test_an_earlier_night_can_be_published_and_rolled_back(ask):
     now = json.loads(ask("versions", "--shop", "SHOP", "--json"))["current"]
     earlier = json.loads(ask("publish", "--shop", "SHOP", "--as-of", "2011-04-11T00:00:00Z", "--json"))["publish"]
     found = json.loads(ask("versions", "--shop", "SHOP", "--json"))
-    assert found == {"versions": [now, earlier], "current": earlier}
+    assert (found["versions"], found["current"]) == ([now, earlier], earlier)
     ask("rollback", now, "--shop", "SHOP")
+    served = json.loads(ask("versions", "--shop", "SHOP", "--json"))["served"]
+    assert [(line["version"], line["reason"]) for line in served] == [
+        (now, "published"),
+        (earlier, "published"),
+        (now, "rolled back"),
+    ]
+    assert all(line["champions"]["home"]["reason"] and line["by"] for line in served[1:])
+    table = ask("versions", "--shop", "SHOP")
+    assert all(word in table for word in ("current", "kept", "rolled back", now, earlier, "home: repeat, best ndcg@10"))
     assert json.loads(ask("recommend", "__anonymous__", "--json")) | {"items": 0} == {
         "version": now,
         "placement": "home",

@@ -100,9 +100,10 @@ def test_a_backfilled_run_publishes_nothing_and_looks_back_from_its_date(
     date = datetime(2011, 4, 10, 2, tzinfo=UTC)
     params = {name: nightly.params[name] for name in nightly.params}
     params |= {"shop": str(tiny_shop), "as_of": AS_OF, "publish": True}
-    run = SimpleNamespace(run_type=run_type, logical_date=date, run_after=date)
+    run = SimpleNamespace(run_type=run_type, logical_date=date, run_after=date, triggering_user_name="ada")
     monkeypatch.setitem(tonight.__globals__, "get_current_context", lambda: {"dag_run": run, "params": params})
     night = tonight()
+    assert night["asked_by"] == "ada", "the ledger tells who asked for a night"
     assert night["publish"] is publishes, "a past night must not replace what the shop reads, whatever the form says"
     assert night["as_of"] == (AS_OF if publishes else date.isoformat())
 

@@ -1,0 +1,185 @@
+"""The morning report as one page: ``report.json`` in, HTML out that asks no host for anything and runs no script.
+
+What is drawn and how it looks is in ``page.html``; here is what a person is told first, and where things lie.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from functools import cache
+from itertools import takewhile
+from math import floor, isnan, log10, sqrt
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+
+from recsys_tasks.contract import EVERYONE, PLACEMENT_VIEW, TIERS, VIEWS
+from recsys_tasks.models import BASELINES
+from recsys_tasks.recipe import Recipe
+
+METRIC = "ndcg@10"
+MEANING = {"all": "what they buy next, repeats count", "discovery": "what they buy for the first time"}
+WIDTH, HEIGHT = 560, 300
+"""Pixels of the scatter plot's frame."""
+CHARACTER, LINE = 7.2, 14
+"""Pixels that a character of a label is wide, and a line high."""
+RISES = sorted(range(-8 * LINE, 9 * LINE, LINE), key=abs)
+"""Where a label may stand, from level with its point to ever further away."""
+
+
+def render(report: dict[str, Any]) -> str:
+    """Return the page of a night's report, the content of ``report.json``."""
+    return _template().render(
+        report=report,
+        verdict=verdict(report),
+        lag=span(datetime.fromisoformat(report["as_of"]) - datetime.fromisoformat(report["watermark"]))
+        if report["watermark"]
+        else None,
+        placements=list(PLACEMENT_VIEW),
+        views=[_view(report, view) for view in VIEWS if any(row["view"] == view for row in report["leaderboard"])],
+        told=_told(report["leaderboard"]),
+        metric=METRIC,
+        frame=(WIDTH, HEIGHT),
+    )
+
+
+def verdict(report: dict[str, Any]) -> dict[str, str]:
+    """Return in ``kind`` (good, look or dry) and ``text`` whether last night can be left alone."""
+    look = [_several(len(report["warnings"]), "warning"), _several(len(report["failed"]), "model that failed")]
+    look += [f"rows of {table} that do not add up" for table, rows in report["counts"].items() if not _adds_up(rows)]
+    found = " and ".join(filter(None, look))
+    text = "Published" if report["version"] else "Not published, by request: what was current stays current"
+    text += f"; look at {found}" if found else ", and nothing to look at" if report["version"] else ""
+    return {"kind": "look" if found else "good" if report["version"] else "dry", "text": f"{text}."}
+
+
+def span(time: timedelta) -> str:
+    """Return a time in its two largest units.
+
+    >>> span(timedelta(hours=8, minutes=51, seconds=3)), span(timedelta(seconds=19))
+    ('8 h 51 min', '19 s')
+    """
+    parts: list[str] = []
+    rest = int(time.total_seconds())
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        n, rest = divmod(rest, size)
+        parts += [f"{n} {unit}"] if n else []
+    return " ".join(parts[:2]) or "0 s"
+
+
+def _view(report: dict[str, Any], view: str) -> dict[str, Any]:
+    """One view: its leaderboard, best first, the champion beside popular in each tier, and the scatter plot."""
+    rows = [row for row in report["leaderboard"] if row["view"] == view]
+    serves = {report["champions"][p]["recipe"]: p for p, v in PLACEMENT_VIEW.items() if v == view}
+    board = [
+        row
+        | {"label": Recipe(row["recipe"]).label, "serves": serves.get(row["recipe"])}
+        | {"kind": "champion" if row["recipe"] in serves else "baseline" if row["recipe"] in BASELINES else "model"}
+        for row in sorted(rows, key=lambda row: (isnan(row["metrics"][METRIC]), -row["metrics"][METRIC]))
+        if row["tier"] == EVERYONE
+    ]
+    tiers = [
+        {
+            "name": tier,
+            "popular": next((row for row in rows if (row["recipe"], row["tier"]) == ("popular", tier)), None),
+            "champion": champion,
+        }
+        for tier in TIERS
+        for champion in [row for row in rows if row["recipe"] in serves and row["tier"] == tier]
+    ]
+    return {
+        "name": view,
+        "meaning": MEANING[view],
+        "customers": max(row["users"] for row in rows),
+        "board": board,
+        "top": _top(board),
+        "top_of_tiers": _top(row for tier in tiers for row in (tier["champion"], tier["popular"]) if row),
+        "tiers": tiers,
+        "champion": next((row["label"] for row in board if row["serves"]), None),
+        "scatter": _scatter(board),
+    }
+
+
+def _top(rows: Iterable[dict[str, Any]]) -> float:
+    """The value at which bars are as long as can be."""
+    return max((end for row in rows if (end := row["interval"][METRIC][1]) > 0), default=1.0)
+
+
+def _scatter(board: list[dict[str, Any]]) -> dict[str, Any]:
+    """Root of coverage to the right, accuracy up: points, a place of its own for each label, and ticks."""
+    drawn = [row for row in board if not isnan(row["metrics"][METRIC])]
+    values = {row["recipe"]: (row["beyond_accuracy"]["catalog_coverage@10"], row["metrics"][METRIC]) for row in drawn}
+    across, up = (_ticks(max(end)) for end in zip((0.0, 0.0), *values.values(), strict=True))
+    at = {recipe: (sqrt(x / across[-1]) * WIDTH, HEIGHT - y / up[-1] * HEIGHT) for recipe, (x, y) in values.items()}
+    taken = [(x - 6, x + 6, y) for x, y in at.values()]  # left and right end, and middle
+    points: list[dict[str, Any]] = []
+    for row in drawn:
+        x, y = at[row["recipe"]]
+        width = len(row["label"]) * CHARACTER
+        places = [(left, y + rise) for rise in RISES for left in (x + 9, x - 9 - width) if 0 <= left < WIDTH - width]
+        left, middle = next((place for place in places if _is_free(*place, width, taken)), (x + 9, y))
+        taken.append((left, left + width, middle))
+        side, end = ("start", left) if left > x else ("end", left + width)
+        points.append({"label": row["label"], "kind": row["kind"], "x": x, "y": y})
+        points[-1] |= {"side": side, "end": end, "middle": middle}
+    return {
+        "points": points,
+        "across": [(sqrt(tick / across[-1]) * WIDTH, tick) for tick in across],
+        "up": [(HEIGHT - tick / up[-1] * HEIGHT, tick) for tick in up],
+    }
+
+
+def _is_free(left: float, middle: float, width: float, taken: list[tuple[float, float, float]]) -> bool:
+    return not any(a < left + width and left < b and abs(other - middle) < LINE for a, b, other in taken)
+
+
+def _ticks(highest: float) -> list[float]:
+    """Round numbers from 0 to one at or above the highest, at most seven.
+
+    >>> _ticks(0.37)
+    [0.0, 0.1, 0.2, 0.3, 0.4]
+    """
+    if not highest > 0:
+        return [0.0, 1.0]
+    power = 10.0 ** floor(log10(highest))
+    step = next(step for step in (power / 5, power / 2, power, 2 * power) if highest <= 6 * step)
+    below = takewhile(lambda n: (n - 1) * step < highest, range(9))
+    return [round(n * step, 12) for n in below]
+
+
+def _told(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """What models have to say of their training; details, with a slash in their names, stay in the JSON."""
+    said = {
+        row["recipe"]: {name: value for name, value in row["report"].items() if "/" not in name}
+        for row in rows
+        if row.get("report")
+    }
+    return {recipe: numbers for recipe, numbers in said.items() if numbers}
+
+
+def _adds_up(rows: dict[str, Any]) -> bool:
+    return rows["read"] == rows["kept"] + rows["quarantined"] + rows["duplicates"]
+
+
+def _several(n: int, thing: str) -> str:
+    head, _, tail = thing.partition(" ")
+    return f"{n} {head}{'s' if n > 1 else ''} {tail}".rstrip() if n else ""
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "score": lambda value: f"{value:.4f}" if not isnan(value) else "none",
+    "percent": lambda share: f"{share:.2%}",
+    "tick": lambda value: f"{value:g}",
+    "count": lambda n: f"{n:,}",
+    "pixels": lambda value: f"{value:.1f}",
+    "instant": lambda text: f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M} UTC",
+    "label": lambda recipe: Recipe(recipe).label,
+    "adds_up": _adds_up,
+}
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= FILTERS
+    return environment.from_string(Path(__file__).with_name("page.html").read_text())
