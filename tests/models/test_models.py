@@ -42,9 +42,13 @@ def lesson(name, log, items=None):
         return material(log, items)
     week = {view: truth(log, log.as_of - 7 * DAY, log.as_of, view) for view in VIEWS}
     past = material(week["all"].past, items)
-    first = {source: model(source).fit(past) for source in BASELINES}
-    told = replace(past, validation=week, sources=first, visits=lambda: visits(log))
+    told = replace(past, validation=week, sources=baselines(past), visits=lambda: visits(log))
     return told if STAGES[name] == 2 else replace(told, sources={"ranker": model("ranker").fit(told)})
+
+
+def baselines(told):
+    """What a model of the second stage reads, trained."""
+    return {name: model(name).fit(told) for name in BASELINES}
 
 
 def visits(log):

@@ -14,7 +14,7 @@ from recsys_tasks.models.ranker import Ranker, RankerConfig
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
 from tests.interactions import START, interactions
-from tests.models.test_models import catalog, learned, lesson, lists, material, model, sources
+from tests.models.test_models import baselines, catalog, learned, lesson, lists, material, model
 from tests.models.worlds import SIZE, checkerboard
 
 N_USERS, N_ITEMS, DAYS = 90, 60, 70
@@ -68,7 +68,7 @@ def examples(log):
     """Every example of every window that the ranker would learn from, validation being the last two weeks of a log."""
     start = log.as_of - 14 * DAY
     validation = {view: truth(log, start, log.as_of, view) for view in VIEWS}
-    known = replace(material(log.before(start)), validation=validation, sources=sources("ranker", log.before(start)))
+    known = replace(material(log.before(start)), validation=validation, sources=baselines(material(log.before(start))))
     ranker = Ranker(RankerConfig(earlier_windows=1))
     ranker.fit(replace(lesson("ranker", log), sources=known.sources))  # the items; the boosters are not asked
     return [ranker._examples(known, window["all"], found) for window, found in ranker._windows(known)]
@@ -149,7 +149,7 @@ def test_a_list_says_which_source_put_an_item_there():
     log = checkerboard()
     fitted = learned("ranker", log)
     ranked = lists(fitted, log, 5, exclude_seen=True)
-    read = sources("ranker", log)
+    read = baselines(material(log))
     for user in (0, 7):
         for item, name in zip(ranked.items[user], ranked.sources[user], strict=True):
             assert item in lists(read[name], log, SIZE, exclude_seen=True).items[user]
@@ -177,13 +177,13 @@ def test_without_a_source_there_is_nothing_to_rank():
 def test_without_validation_there_is_nothing_to_learn_from():
     log = checkerboard()
     with pytest.raises(TrainingError, match="without a validation window"):
-        Ranker().fit(replace(material(log), sources=sources("ranker", log)))
+        Ranker().fit(replace(material(log), sources=baselines(material(log))))
 
 
 def test_a_ranker_is_not_loaded_with_other_sources(tmp_path):
     log = checkerboard()
     learned("ranker", log).save(tmp_path, catalog(SIZE))
-    fewer = {name: source for name, source in sources("ranker", log).items() if name != "ease"}
+    fewer = {name: source for name, source in baselines(material(log)).items() if name != "ease"}
     with pytest.raises(TrainingError, match=r"sources is .*ease"):
         Ranker.load(tmp_path, catalog(SIZE), fewer)
 
@@ -191,7 +191,7 @@ def test_a_ranker_is_not_loaded_with_other_sources(tmp_path):
 def test_refitting_keeps_the_boosters_and_takes_the_new_sources():
     log = checkerboard()
     first = Ranker().fit(lesson("ranker", log))
-    newer = sources("ranker", log)
+    newer = baselines(material(log))
     again = first.refit(replace(material(log), sources=newer))
     assert again.boosters_ == first.boosters_
     assert again.sources_ == newer
