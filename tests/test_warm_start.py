@@ -11,6 +11,7 @@ from recsys_tasks.lake import Lake, code_fingerprint
 from recsys_tasks.models import model_class
 from recsys_tasks.night import plan
 from recsys_tasks.recipe import Recipe, Shelf, starts
+from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Training, load_shop
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import Windows
@@ -39,7 +40,8 @@ def shelf(lake, days):
         np.save(folder / "unique.npy", np.zeros((1, 4), np.float16))
         np.save(folder / "row.npy", np.zeros(SIZE, np.int64))
     log = interactions(rows, SIZE, SIZE, days)
-    return Shelf(lake, load_shop("complete_journey"), f"snapshots/{days}", "vectors/one", catalog(SIZE), log)
+    shop = load_shop("complete_journey", Settings().shops)
+    return Shelf(lake, shop, f"snapshots/{days}", "vectors/one", catalog(SIZE), log)
 
 
 def windows(days):
