@@ -76,7 +76,8 @@ def choose_champion(
         )
     best = max(fit, key=lambda recipe: (fit[recipe], recipe == champion, recipe))
     text = f"best {METRIC} on the {view} view: {fit[best]:.4f} of {len(fit)} fit recipes"
-    text += "".join(f"; {recipe} {gates[recipe]['reason']}" for recipe in (refused or gates) if recipe != champion)
+    others = [recipe for recipe in (refused or gates) if recipe != champion]
+    text += "".join(f"; {Recipe(recipe).label} {gates[recipe]['reason']}" for recipe in others)
     if champion and champion not in fit:
         why = f"worse than popular for {weak[champion]} customers" if champion in weak else "not trained tonight"
         why = refused.get(champion, why)
