@@ -32,14 +32,14 @@ from recsys_tasks.simulation.shop import FEATURES, ShopVectorEnv, list_features
 from recsys_tasks.simulation.validity import validity
 from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.simulation.world import World, fit_world
-from recsys_tasks.snapshot import Catalog, Interactions
+from recsys_tasks.snapshot import DAY, Catalog, Interactions
 
 log = logging.getLogger(__name__)
 
 PARTS = 5
 """Of the customers: one judges, one chooses how much Q weighs, the others are practised with."""
-RESPONSES = (1.0, 0.5, 1.5)
-"""Of the assumed chance of an answer: practice is with the first, and a gain must show with all."""
+ELSEWISE = (0.5, 1.5)
+"""Times the assumed chance of an answer: a gain must show with these too."""
 MAX_PAIRS = 300_000
 """From which each of the rankers learns that order lists to practise on."""
 VECTORS = ("sasrec", "two_tower")
@@ -128,13 +128,9 @@ class TransformerDQN(Model):
         visits = material.visits()
         span = (window.past.as_of, window.end)
         try:
-            worlds = [
-                fit_world(visits, material.catalog, *span, response=share * config.response, seed=self.seed)
-                for share in RESPONSES
-            ]
+            world = fit_world(visits, material.catalog, *span, response=config.response, seed=self.seed)
         except ContractError as error:
             raise TrainingError(f"{self.name}: no shop to practise in: {error}") from error
-        world = worlds[0]
         self.price_ = np.nan_to_num(world.price, nan=-1)  # NaN is what learning must not end in
         log.info("%s: a simulated shop of %d customers", self.name, world.n_customers)
         items, scores = self._lists(material, window.past, world)
@@ -179,7 +175,7 @@ class TransformerDQN(Model):
         lifts = [
             self._played(shop(judges, of=other), orders["agent"])
             - self._played(shop(judges, of=other), orders["supervised"])
-            for other in worlds[1:]
+            for other in (world.assuming(share * config.response, self.seed) for share in ELSEWISE)
         ]
         self.reported = _report(rewards, lifts, self.weight_)
         for name, earned in rewards.items():
@@ -188,7 +184,7 @@ class TransformerDQN(Model):
     def _chosen(self, name: str, agent: Agent, shop: ShopVectorEnv, logged: Log) -> tuple[Order, float]:
         """Return the order, and the weight of Q in it, that earns most in simulation and loses nothing in the log.
 
-        There a decision counts 1 / log2(rank + 1), as in ndcg.
+        There a decision counts 1 / log2(rank + 1), as in ndcg. Where every weight loses, it is the most careful one.
         """
         weights = (0.0, *self.config.weights)
         tried = {weight: ordered(agent, weight) for weight in weights}
@@ -288,7 +284,7 @@ class TransformerDQN(Model):
         bought = Rhythm.of(histories.item_idx, histories.n_items, histories, histories.is_target)
         price = np.where(self.price_ >= 0, self.price_, np.nan)
         popularity = np.bincount(histories.item_idx, minlength=histories.n_items)
-        today = histories.as_of / 86_400_000_000
+        today = histories.as_of / DAY
 
         def observe(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> Observation:
             events = last_events(histories, users, self.config.history)

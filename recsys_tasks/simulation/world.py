@@ -144,6 +144,11 @@ class World:
         """Return itself, for it does not change; Gymnasium copies the arguments of environments."""
         return self
 
+    def assuming(self, response: float, seed: int = 0) -> "World":
+        """Return the same customers with another assumed chance of an answer; nothing is fitted again."""
+        world = replace(self, response=response, **_leaving(self.ends, response, self.boredom))
+        return replace(world, scale=_scale(world, np.random.default_rng(seed)))
+
     def preference(self, customers: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return P(item | customer), float64 in the shape of ``items`` (n, c), of customers (n,); 0 for item -1."""
         found = np.empty(items.shape)
@@ -341,7 +346,7 @@ def fit_world(
     category, department = _codes(catalog)
     window = _rows_of(window, user)
     hidden = _preferences(window, user, category, topics, seed)
-    rates = _rates(known, department, response, boredom)
+    rates = _rates(known, department)
     price = np.where(np.isfinite(catalog.prices), catalog.prices, _mean_price(past))
     world = World(
         start=start,
@@ -361,6 +366,7 @@ def fit_world(
         **_histories(_rows_of(past, user), user, start),
         **hidden,
         **rates,
+        **_leaving(rates["ends"], response, boredom),
     )
     world = replace(world, rhythm=_rhythm(world, _rows_of(known, user)), satiation=_satiation(world, window))
     return replace(world, scale=_scale(world, rng))
@@ -412,8 +418,8 @@ def _histories(past: Visits, user: np.ndarray, start: int) -> dict[str, Any]:
     }
 
 
-def _rates(known: Visits, department: np.ndarray, response: float, boredom: float) -> dict[str, Any]:
-    """Event types, leaving and coming back, of all visits."""
+def _rates(known: Visits, department: np.ndarray) -> dict[str, Any]:
+    """Event types, ends of visits and coming back, of all visits."""
     kind = known.kind.astype(np.intp)
     before = np.append(0, kind[:-1] + 1)[: len(kind)]
     before[known.starts] = 0
@@ -430,18 +436,16 @@ def _rates(known: Visits, department: np.ndarray, response: float, boredom: floa
     ends = np.bincount(lengths, minlength=several + 1)[1:several] / at_risk[: several - 1]
     rest = lengths[lengths >= several] - several
     ends = np.append(ends, len(rest) / (rest + 1).sum())
+    returns, gaps = _returns(known)
+    return {"kinds": kinds / kinds.sum(-1, keepdims=True), "ends": ends, "returns": returns, "gaps": gaps}
+
+
+def _leaving(ends: np.ndarray, response: float, boredom: float) -> dict[str, Any]:
+    """What part of ``ends`` is having had enough, and what being bored before the next answer."""
     bored_first = boredom * ends.min()
     bored = min(1.0, response * bored_first / ((1 - response) * (1 - bored_first)))
     goes_on = response / (response + (1 - response) * bored)
-    returns, gaps = _returns(known)
-    return {
-        "kinds": kinds / kinds.sum(-1, keepdims=True),
-        "ends": ends,
-        "bored": bored,
-        "leave": np.clip(1 - (1 - ends) / goes_on, 0, 1),
-        "returns": returns,
-        "gaps": gaps,
-    }
+    return {"bored": bored, "leave": np.clip(1 - (1 - ends) / goes_on, 0, 1)}
 
 
 def _returns(known: Visits) -> tuple[np.ndarray, np.ndarray]:

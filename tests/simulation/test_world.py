@@ -215,3 +215,10 @@ def test_visits_are_read_from_a_snapshot_with_sessions_and_prices(tmp_path, monk
     assert told == [(0, "pen", "view"), (0, "cup", "purchase"), (1, "pen", "purchase"), (2, "cup", "view")]
     assert read.price.tolist()[:3] == [2.5, 4.0, 2.0]
     assert np.isnan(read.price[3])
+
+
+def test_another_assumption_needs_no_other_fit():
+    one, other = fitted(response=0.1).assuming(0.3), fitted(response=0.3)
+    assert one.response == 0.3
+    for name, value in vars(other).items():
+        np.testing.assert_array_equal(getattr(one, name), value, err_msg=name)
