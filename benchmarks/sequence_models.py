@@ -59,8 +59,9 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
             "batch_size": 32,
             "temperature": None,
             "text": False,
-            "epochs": 60,
-            "patience": 5,
+            "scale": True,
+            "epochs": 90,
+            "patience": 8,
         },
     },
     "a made-up world": {

@@ -73,6 +73,8 @@ class SASRecConfig(base.Config):
     """else: items drawn for a batch"""
     temperature: float | None = 0.1
     """of the softmax over cosines; None for plain dot products"""
+    scale: bool = False
+    """multiply items' vectors by sqrt(dim) where they enter (Vaswani et al. 2017, 3.4), lest blocks drown them"""
     average: float = 0.999
     """decay a step of a running mean of the weights that is used in their place; 0 for none"""
     text: bool = True
@@ -291,7 +293,10 @@ def _training_batches(
     kinds: np.ndarray,
     rng: np.random.Generator,
 ) -> list[Batch]:
-    """Return an epoch's batches, each of ``batch_size`` pieces; the last of a length is filled with empty ones."""
+    """Return an epoch's batches, each of ``batch_size`` pieces; the last of a length is filled with empty ones.
+
+    Weights are over their mean sum a batch: an example weighs the same in a batch of short histories and of long ones.
+    """
     events = shuffled_baskets(pieces, interactions.time, rng)
     target = next_basket(events, interactions.time, rng)[:, :-1]
     data = _inputs(interactions, events[:, :-1], kinds)
@@ -307,6 +312,9 @@ def _training_batches(
             batch = {name: array[chosen, -length:] for name, array in data.items()}
             rest = ((0, size - len(chosen)), (0, 0))
             batches.append({n: np.pad(a, rest, constant_values=-1 if n == "items" else 0) for n, a in batch.items()})
+    mean = np.float32(data["weights"].sum(dtype=float) / max(len(batches), 1))
+    for batch in batches:
+        batch["weights"] /= mean
     return [batches[n] for n in rng.permutation(len(batches))]
 
 
@@ -382,7 +390,7 @@ def states(
         return (x - mean) * tf.math.rsqrt(variance + 1e-6) * weights[f"gain_{n}"] + weights[f"shift_{n}"]
 
     length, heads = embedded.shape[1], config.heads
-    x = embedded + weights["positions"][-length:]
+    x = embedded * (config.dim**0.5 if config.scale else 1) + weights["positions"][-length:]
     if config.events:
         x += tf.gather(weights["kinds"], batch["kinds"])
     if config.gaps:
@@ -412,7 +420,7 @@ def unit(vectors: Any) -> Any:
 
 
 def softmax_loss(right: Any, wrong: Any, targets: Any, negatives: Any, weights: Any) -> Any:
-    """Return the weighted mean cross entropy of each target against the negatives that are not the target itself.
+    """Return the weighted cross entropy, summed, of each target against the negatives that are not the target itself.
 
     ``right`` (m,) are the targets' logits, ``wrong`` (m, n) the negatives'; ``targets`` (m,) and ``negatives`` (n,)
     item_idx.
@@ -422,7 +430,7 @@ def softmax_loss(right: Any, wrong: Any, targets: Any, negatives: Any, weights: 
     wrong = tf.where(targets[:, None] == negatives[None, :], -1e9, wrong)
     top = tf.stop_gradient(tf.maximum(right, tf.reduce_max(wrong, 1)))
     total = tf.exp(right - top) + tf.reduce_sum(tf.exp(wrong - top[:, None]), 1)
-    return tf.reduce_sum(weights * (tf.math.log(total) + top - right)) / tf.maximum(tf.reduce_sum(weights), 1e-6)
+    return tf.reduce_sum(weights * (tf.math.log(total) + top - right))
 
 
 class Trainer:

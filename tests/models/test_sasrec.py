@@ -115,7 +115,7 @@ def test_a_negative_that_is_the_target_does_not_count():
     found = softmax_loss(right, wrong, np.array([7, 8]), np.array([7, 9]), np.array([1.0, 3.0], np.float32))
     first = np.log(np.exp(1) + np.exp(0)) - 1  # item 7 is left out of its own negatives
     second = np.log(np.exp(2) + np.exp(5) + np.exp(2)) - 2
-    assert float(found) == pytest.approx((first + 3 * second) / 4, rel=1e-5)
+    assert float(found) == pytest.approx(first + 3 * second, rel=1e-5)
 
 
 def test_drawn_negatives_learn_the_pattern_too():
