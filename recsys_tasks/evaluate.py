@@ -1,11 +1,14 @@
 """Step 4, evaluate: one leaderboard over the test window, read once a night.
 
-Full catalogue, one global split by time, both views, per tier, 95 % intervals. Reads the snapshot and tonight's
-models; writes ``evaluations/<id>/leaderboard.json`` and a plot. A model that failed to train is named and left out.
+Full catalogue, one global split by time, both views, per tier, 95 % intervals; beside every model stands by how much it
+differs from the champions in office, which were trained tonight like itself. Reads the snapshot and tonight's models;
+writes ``evaluations/<id>/leaderboard.json`` and a plot. A model that failed to train is named and left out.
 """
 
 import json
 import logging
+import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +19,7 @@ import numpy as np
 from recsys_tasks.contract import EVERYONE, TIERS, VIEWS
 from recsys_tasks.errors import ContractError, TrainingError
 from recsys_tasks.lake import fingerprint
-from recsys_tasks.metrics import CUTOFFS, beyond_accuracy, bootstrap, per_user
+from recsys_tasks.metrics import CUTOFFS, beyond_accuracy, bootstrap, paired, per_user
 from recsys_tasks.models import Model
 from recsys_tasks.night import Night
 from recsys_tasks.recipe import Recipe, Shelf
@@ -51,7 +54,9 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
         raise TrainingError(f"none of {night.recipes} was trained; the logs of the train tasks say why")
     for recipe in failed:
         log.warning("%s was not trained and is left out tonight; the log of its train task says why", recipe)
-    evaluation = f"evaluations/{fingerprint({'models': models, 'failed': failed, 'test': windows.as_of})}"
+    asked = {"champions": night.champions, "metric": shop.gate.metric, "confidence": shop.gate.confidence}
+    described = {"models": models, "failed": failed, **asked}
+    evaluation = f"evaluations/{fingerprint({**described, 'test': windows.as_of})}"
     if not lake.has(evaluation):
         start = windows.validation_end
         candidates = shelf.catalog.candidates(start)
@@ -62,38 +67,47 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
             new = truth(shelf.interactions, start, windows.as_of, view, returning=False)
             tier = tiers(known.past.active_days, shop.tiers.loyal, shop.tiers.warm)[known.users]
             of_recipe: dict[str, dict[str, np.ndarray]] = {}
+            compared: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+            board: list[dict[str, Any]] = []
+            groups = {EVERYONE: np.ones(len(tier), bool)} | {name: tier == name for name in TIERS}
             for recipe in sorted(models, key=lambda text: (text != "popular", Recipe(text).stage)):
+                started = time.monotonic()
                 ranked = _lists(loaded[recipe], known, candidates)
+                seconds = shelf.seconds(models[recipe]) + time.monotonic() - started
                 values = per_user(ranked, known.items)
                 of_recipe[recipe] = values
                 of_popular = next(iter(of_recipe.values()))
                 beyond = beyond_accuracy(
                     ranked, np.diff(known.past.bought.tocsc().indptr), known.past.n_users, int(candidates.sum())
                 )
-                whole: dict[str, Any] = {"beyond_accuracy": beyond, "report": loaded[recipe].report()}
+                report = loaded[recipe].report()
+                whole: dict[str, Any] = {"beyond_accuracy": beyond, "report": report, "seconds": seconds}
                 if loaded[recipe].gated:
                     (supervised,) = lake.manifest(models[recipe])["sources"].values()
                     before = next(text for text, entry in models.items() if entry == supervised)
                     both, lift = (loaded[recipe], loaded[before]), values["ndcg@10"] - of_recipe[before]["ndcg@10"]
                     clicks = _lift_of_clicks(*both, shelf.interactions, windows, view, candidates)
-                    whole["gate"] = asdict(judged(loaded[recipe].report(), lift, clicks))
+                    whole["gate"] = asdict(judged(report, lift, clicks))
                     log.info("%s, %s: %s", recipe, view, whole["gate"]["reason"])
-                groups = {EVERYONE: np.ones(len(tier), bool)} | {name: tier == name for name in TIERS}
                 for name, members in groups.items():
                     if members.any():
                         part = {metric: value[members] for metric, value in values.items()}
                         against = {metric: value[members] for metric, value in of_popular.items()}
-                        row = _row(recipe, view, name, part, against)
-                        rows.append(row | (whole if name == EVERYONE else {}))
+                        row = _row(recipe, view, name, part, against, shop.gate.metric)
+                        board.append(row | (whole if name == EVERYONE else {}))
+                        compared[name][recipe] = part[shop.gate.metric]
                 if len(new.users):
                     strangers = np.broadcast_to(
                         _lists(loaded[recipe], new, candidates, anonymous=True), (len(new.users), 50)
                     )
                     part = per_user(strangers, new.items)
-                    rows.append(_row(recipe, view, "anonymous", part, part))
+                    board.append(_row(recipe, view, "anonymous", part, part, shop.gate.metric))
+                    compared["anonymous"][recipe] = part[shop.gate.metric]
                 log.info("%s, %s: ndcg@10 %.4f", recipe, view, values["ndcg@10"].mean())
-        leaderboard = {"rows": rows, "models": models, "failed": failed, "as_of": night.as_of, "snapshot": snapshot}
-        with lake.create(evaluation, {"models": models, "failed": failed, "snapshot": snapshot}) as folder:
+            _compare(board, compared, night.champions, shop.gate.confidence)
+            rows += board
+        leaderboard = {"rows": rows, **described, "as_of": night.as_of, "snapshot": snapshot}
+        with lake.create(evaluation, {**described, "snapshot": snapshot}) as folder:
             (folder / "leaderboard.json").write_text(json.dumps(leaderboard, indent=1) + "\n")
             plot(rows, folder / "leaderboard.png")
     rows = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())["rows"]
@@ -172,10 +186,32 @@ def _lists(model: Model, known: Truth, candidates: np.ndarray, anonymous: bool =
     return np.pad(ranked.items, ((0, 0), (0, missing)), constant_values=-1)
 
 
+def _compare(
+    board: list[dict[str, Any]],
+    values: Mapping[str, Mapping[str, np.ndarray]],
+    champions: Mapping[str, str],
+    confidence: float,
+) -> None:
+    """Add to each row of a view ``over_champion``: placement -> who is in office and the row's difference from it.
+
+    ``values`` are of a metric, tier -> recipe -> (n,) of the tier's customers. A champion that was not trained tonight
+    is compared with nobody, and none with itself.
+    """
+    for tier, of_recipe in values.items():
+        rows = {row["recipe"]: row for row in board if row["tier"] == tier}
+        for placement, champion in champions.items():
+            others = {recipe: value for recipe, value in of_recipe.items() if recipe != champion}
+            if champion in of_recipe and others:
+                found = paired(others, of_recipe[champion], confidence, len(others))
+                for recipe, difference in found.items():
+                    told = {"champion": champion, "tries": len(others), **difference}
+                    rows[recipe].setdefault("over_champion", {})[placement] = told
+
+
 def _row(
-    recipe: str, view: str, tier: str, values: dict[str, np.ndarray], against: dict[str, np.ndarray]
+    recipe: str, view: str, tier: str, values: dict[str, np.ndarray], against: dict[str, np.ndarray], metric: str
 ) -> dict[str, Any]:
-    lift = {"ndcg@10 over popular": values["ndcg@10"] - against["ndcg@10"]}
+    lift = {f"{name} over popular": values[name] - against[name] for name in ("ndcg@10", metric)}
     interval = bootstrap(values | lift)
     return {
         "recipe": recipe,

@@ -30,9 +30,7 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
         log.info("this night is not to publish: the last version stays current")
         return None
     lake, shop = night.lake, night.shop
-    version = (
-        f"{night.instant:%Y%m%dT%H%M%SZ}-{fingerprint({'shop': shop.name, 'lists': lists, 'champions': champions})[:8]}"
-    )
+    version = f"{night.instant:%Y%m%dT%H%M%SZ}-{fingerprint({'shop': shop.name, 'lists': lists})[:8]}"
     leaderboard = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())
     described = {
         "version": version,
@@ -51,7 +49,7 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
             manifest = {**described, "placement": placement}
             with lake.create(entry(placement, version), manifest) as folder:
                 manifest["files"] = [_part(lake.path(source), placement, n, folder) for n, source in enumerate(lists)]
-    forced = f", {night.force_promote} forced" if night.force_promote else ""
+    forced = f", {night.force_promote} forced" if night.force_promote else ", champions held" if night.hold else ""
     activate(lake, shop, version, f"published{forced}", night.asked_by)
     if gone := lake.expire(
         ("read", "ingested", "history", "statistics", "models", "vectors", "indexes", "lists"), shop.keep_days

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 def recommend(night: Night, shard: int, champions: str, index: str, snapshot: str, vectors: str) -> str:
     """Write all lists of a shard and return their id."""
     lake, n_shards = night.lake, len(night.shards)
-    inputs = {"champions": champions, "index": index, "snapshot": snapshot, "k": night.k, "shard": [shard, n_shards]}
+    models = {placement: won["model"] for placement, won in lake.manifest(champions)["champions"].items()}
+    inputs = {"champions": models, "index": index, "snapshot": snapshot, "k": night.k, "shard": [shard, n_shards]}
     lists = f"lists/{shard:04d}-{fingerprint(inputs)}"
     if lake.has(lists):
         log.info("%s: nothing has changed since these lists were made, reused", lists)
@@ -40,7 +41,7 @@ def recommend(night: Night, shard: int, champions: str, index: str, snapshot: st
             users, readers = np.append(users, -1), np.append(readers, ANONYMOUS)
         users = users[np.argsort(readers)]  # by which Parquet's readers find a list at once
         for placement, view in PLACEMENT_VIEW.items():
-            model = shelf.load(lake.manifest(champions)["champions"][placement]["model"])
+            model = shelf.load(models[placement])
             table = _user_lists(night, shelf, model, users, exclude_seen=view == "discovery")
             write_table(table, folder / f"{placement}.parquet")
             log.info("shard %d: %s for %d customers", shard, placement, len(users))

@@ -68,7 +68,7 @@ print(*(name for name in {HEAVY} if name in sys.modules))
 
 
 def test_the_tasks_are_tonight_what_is_mapped_over_and_the_ten_steps(nightly):
-    assert set(nightly.task_ids) == {"tonight", "recipes", "rank", "decide", "shards", *STEPS}, (
+    assert set(nightly.task_ids) == {"tonight", "recipes", "rank", "decide", "shards", "approve", *STEPS}, (
         "a task came or went: tell doc_md and docs"
     )
 
