@@ -4,13 +4,14 @@ Letters: U users, K length of the lists. Lists are ``ranked`` (U, K) int32 of it
 shorter. Truth is (U, n_items) CSR with 1 where the user wanted the item. Every metric of a user lies in [0, 1].
 """
 
-from collections.abc import Mapping
-from typing import TypedDict
+from collections.abc import Hashable, Mapping
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
 
 CUTOFFS = (10, 50)
+Key = TypeVar("Key", bound=Hashable)
 
 
 def hits(ranked: np.ndarray, wanted: sp.csr_matrix) -> np.ndarray:
@@ -113,7 +114,7 @@ def beyond_accuracy(ranked: np.ndarray, n_buyers: np.ndarray, n_users: int, n_ca
     return found
 
 
-def bootstrap(values: Mapping[str, np.ndarray], seed: int = 0, resamples: int = 1000) -> dict[str, tuple[float, float]]:
+def bootstrap(values: Mapping[Key, np.ndarray], seed: int = 0, resamples: int = 1000) -> dict[Key, tuple[float, float]]:
     """Return the 95 % percentile interval of each mean, over users drawn with replacement (Poisson weights).
 
     All metrics see the same draws, so the interval of a difference is that of the difference's own values.
