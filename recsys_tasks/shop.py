@@ -392,7 +392,10 @@ class Gate(_Strict):
     )
     coverage: float = Field(0.5, ge=0, le=1, description="catalogue coverage, at least so much of the champion's")
     seconds: float | None = Field(
-        14_400, gt=0, description="of training (its sources included) and scoring, at most; null for any time"
+        14_400,
+        gt=0,
+        allow_inf_nan=False,
+        description="of training (its sources included) and scoring, at most; null for any time",
     )
 
 
