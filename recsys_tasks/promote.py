@@ -175,8 +175,12 @@ def _by_the_numbers(
             f"{view}: no model may serve: worse than popular in a tier are {weak}, refused are {refused}, "
             f"too slow are {sorted(slow)}, scores are {score}"
         )
-    others = [recipe for recipe in (refused or agents) if recipe != champion]
-    of_agents = "".join(f"; {Recipe(recipe).label} {agents[recipe]['reason']}" for recipe in others)
+
+    def decided(recipe: str, reason: str) -> Decision:
+        others = [other for other in (refused or agents) if other != champion and agents[other]["reason"] not in reason]
+        reason += "".join(f"; {Recipe(other).label} {agents[other]['reason']}" for other in others)
+        return Decision(recipe, recipe != champion, reason, champion, list(challengers))
+
     if champion in fit:
         winner = next((one for one in challengers if not one.failures), None)
         if winner:
@@ -184,15 +188,15 @@ def _by_the_numbers(
                 f"takes over from {Recipe(champion).label} with {gate.metric} {winner.score:.4f} on the {view} view"
             )
             reason += f", {'; '.join(check.told for check in winner.checks)}"
-            return Decision(winner.recipe, True, reason + of_agents, champion, list(challengers))
+            return decided(winner.recipe, reason)
         reason = f"stays with {gate.metric} {score[champion]:.4f} on the {view} view; {_why_none(challengers)}"
-        return Decision(champion, False, reason + of_agents, champion, list(challengers))
+        return decided(champion, reason)
     best = max(fit, key=lambda recipe: (fit[recipe], recipe))
-    reason = f"best {gate.metric} on the {view} view: {fit[best]:.4f} of {len(fit)} fit recipes{of_agents}"
+    reason = f"best {gate.metric} on the {view} view: {fit[best]:.4f} of {len(fit)} fit recipes"
     if champion:
         why = f"worse than popular for {weak[champion]} customers" if champion in weak else "not trained tonight"
         reason += f"; the champion {champion} is {refused.get(champion, why)}"
-    return Decision(best, True, reason, champion, list(challengers))
+    return decided(best, reason)
 
 
 def _why_none(challengers: Sequence[Challenger]) -> str:

@@ -50,7 +50,10 @@ def report(
         "hold": night.hold,
         "asked_by": night.asked_by,
         "champions": lake.manifest(champions)["champions"],
-        "decisions": lake.manifest(champions)["decisions"],
+        "decisions": {
+            placement: {name: value for name, value in record.items() if name != "evidence"}  # the leaderboard has it
+            for placement, record in lake.manifest(champions)["decisions"].items()
+        },
         "leaderboard": leaderboard["rows"],
         "failed": leaderboard["failed"],
         "index": lake.manifest(index),
