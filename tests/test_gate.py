@@ -1,11 +1,13 @@
 """The gate in a night: what evaluate shows it, what promote and the report keep of it, and who may overrule it."""
 
+import getpass
 import json
 from datetime import UTC, datetime
 
 import pytest
+from typer.testing import CliRunner
 
-from recsys_tasks.cli import run_night
+from recsys_tasks.cli import app, run_night
 from recsys_tasks.errors import ContractError, TrainingError
 from recsys_tasks.night import Night, plan
 from recsys_tasks.promote import promote, proposal, recomputed
@@ -101,6 +103,14 @@ def test_a_held_champion_stays_and_the_report_says_who_held_it(again):
         assert "held by ada" in report["champions"][placement]["reason"]
         assert report["decisions"][placement]["asked"]["keep"] == "held by ada"
     assert "The champions were held" in (night.lake.path(ids["report"]) / "report.html").read_text()
+
+
+def test_the_command_line_can_hold(again, tiny_night):
+    home, shop, _ = tiny_night
+    words = ["--home", str(home), "--quiet", "promote", "--shop", str(shop), "--as-of", AS_OF, "--no-publish", "--hold"]
+    told = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    record = again().lake.manifest(json.loads(told.stdout)["promote"])["decisions"]["home"]
+    assert record["asked"]["keep"] == f"held by {getpass.getuser()}"
 
 
 def test_hold_and_force_promote_exclude_each_other(again):

@@ -87,6 +87,14 @@ def test_later_stages_are_trained_between_their_sources_and_evaluate(nightly):
     assert rank.trigger_rule == decide.trigger_rule == "all_done", "a source that failed to train must only drop out"
 
 
+def test_a_person_may_be_asked_between_the_numbers_and_the_champions_and_is_not_by_default(nightly):
+    approve = nightly.get_task("approve")
+    assert "evaluate" in approve.upstream_task_ids
+    assert approve.downstream_task_ids == {"promote"}, "promote reads the answer and decides what follows from it"
+    assert nightly.params["require_approval"] is False
+    assert approve.defaults == ["Reject"], "no answer in time must be a no"
+
+
 def test_tonight_comes_before_everything(nightly):
     assert [task.task_id for task in nightly.roots] == ["tonight"], "every task takes its settings from tonight"
     assert [task.task_id for task in nightly.leaves] == ["report"], "the report comes last and tells of all the others"
