@@ -27,7 +27,7 @@ from protocol.leave_last_out import data_folder
 from protocol.page import RESULTS, finish, limits_table, made_by, table
 
 from recsys_tasks.cli import run_night
-from recsys_tasks.contract import EVERYONE, VIEWS
+from recsys_tasks.contract import EVERYONE, PLACEMENT_VIEW
 from recsys_tasks.models import BASELINES
 from recsys_tasks.night import plan
 from recsys_tasks.promote import choose_champion
@@ -103,10 +103,10 @@ def measure(target: str, log: Path, home: Path, models: str | None) -> dict[str,
     seconds = time.monotonic() - started
     board = json.loads((night.lake.path(evaluation) / "leaderboard.json").read_text())["rows"]
     rows, leaderboard = [], {}
-    for view in VIEWS:
+    for placement, view in PLACEMENT_VIEW.items():
         of_view = {row["recipe"]: row for row in board if row["view"] == view and row["tier"] == EVERYONE}
         leaderboard[view] = {recipe: row["metrics"]["ndcg@10"] for recipe, row in of_view.items()}
-        serves = choose_champion(board, view).recipe
+        serves = choose_champion(board, placement).recipe
         best = max(BASELINES, key=lambda name: leaderboard[view].get(name, 0.0))
         beside = [
             [name, leaderboard[view][name], " to ".join(f"{end:.4f}" for end in of_view[name]["interval"]["ndcg@10"])]

@@ -7,7 +7,8 @@ Turns a shop's event log and catalogue into a checked, versioned table of recomm
 3. **train** trains one model a task on the fit window; a model that fails is left out, the night goes on;
    **rank** then trains the ranker over what the others say, **decide** the agent that may re-order its lists
 4. **evaluate** scores all of them on the test window, beside the baselines
-5. **promote** chooses the champion of each placement and refits it through `as_of`
+5. **promote** chooses the champion of each placement and refits it through `as_of`; before it, **approve** asks a
+   person where the run requires that and another champion would take over
 6. **publish_index** builds the index of item vectors and measures its recall
 7. **recommend** makes the lists, one shard of the customers a task
 8. **check** proves the lists from outside; a single bad row stops the night here
@@ -18,6 +19,10 @@ Turns a shop's event log and catalogue into a checked, versioned table of recomm
 are mapped over. Without `as_of`, a scheduled run looks back from its logical date, a manual one from now. A backfilled
 run always looks back from its logical date and publishes nothing, whatever the form says. When anything fails, the
 lists published last stay current.
+
+While **approve** waits (*Required Actions*), they stay current too, and nothing else of the night goes on. After an
+approval the new champion takes over; after a reject, or without an answer in time, the champion in office stays, and
+tonight's lists are made with it and published.
 """
 
 from datetime import timedelta
@@ -25,7 +30,7 @@ from datetime import timedelta
 from airflow.sdk import CronTriggerTimetable, Param, TriggerRule, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from include import alerts, assets, connections
+from include import alerts, approval, assets, connections
 from include.retries import RETRIES
 
 PARAMS = {
@@ -81,7 +86,30 @@ PARAMS = {
         type=["null", "string"],
         title="Force promote",
         description="name of a model that becomes champion whatever the leaderboard says",
-        section="Training",
+        section="Champions",
+    ),
+    "hold": Param(
+        False,
+        type="boolean",
+        title="Hold",
+        description="the champions in office stay, whatever the leaderboard says",
+        section="Champions",
+    ),
+    "require_approval": Param(
+        False,
+        type="boolean",
+        title="Require approval",
+        description="a person must approve before another champion takes over; no answer is a no",
+        section="Champions",
+    ),
+    "approval_hours": Param(
+        4,
+        type="number",
+        exclusiveMinimum=0,
+        maximum=8,
+        title="Hours to approve in",
+        description="after them the champion in office stays",
+        section="Champions",
     ),
 }
 
@@ -118,6 +146,7 @@ def nightly():
             publish=params["publish"] and not backfilled,
             force_promote=params["force_promote"],
             asked_by=run.triggering_user_name,
+            hold=params["hold"],
         )
         return night.to_dict()
 
@@ -182,11 +211,11 @@ def nightly():
         return evaluate.evaluate(nights.Night(**night), snapshot, vectors)
 
     @task(outlets=[assets.CHAMPIONS])
-    def promote(night: dict, evaluation: str, snapshot: str, vectors: str) -> str:
+    def promote(night: dict, evaluation: str, snapshot: str, vectors: str, answer: dict | None) -> str:
         from recsys_tasks import night as nights
         from recsys_tasks import promote
 
-        return promote.promote(nights.Night(**night), evaluation, snapshot, vectors)
+        return promote.promote(nights.Night(**night), evaluation, snapshot, vectors, answer)
 
     @task(outlets=[assets.INDEX])
     def publish_index(night: dict, champions: str, snapshot: str, vectors: str) -> str:
@@ -232,7 +261,8 @@ def nightly():
     models = train.partial(night=night, snapshot=snapshot, vectors=vectors).expand(recipe=recipes(night))
     evaluation = evaluate(night, snapshot, vectors)
     models >> rank(night, snapshot, vectors) >> decide(night, snapshot, vectors) >> evaluation
-    champions = promote(night, evaluation, snapshot, vectors)
+    answer = approval.ChampionApproval(task_id="approve", night=night, evaluation=evaluation).output
+    champions = promote(night, evaluation, snapshot, vectors, answer)
     index = publish_index(night, champions, snapshot, vectors)
     lists = recommend.partial(night=night, champions=champions, index=index, snapshot=snapshot, vectors=vectors).expand(
         shard=shards(night)

@@ -136,10 +136,13 @@ def _step_command(name: str) -> None:
         k: Annotated[int | None, typer.Option(help="Length of the lists.")] = None,
         publish: Annotated[bool, typer.Option(help="Publish, or leave all that is current as it is.")] = True,
         force_promote: Annotated[str | None, typer.Option(help="Make this model champion.")] = None,
+        hold: Annotated[
+            bool, typer.Option("--hold", help="Keep the champions, whatever the leaderboard says.")
+        ] = False,
         as_json: AsJson = False,
     ) -> None:
         wanted = models.split(",") if models else None
-        night = plan(shop, as_of, datetime.now(UTC), wanted, k, publish, force_promote, _person())
+        night = plan(shop, as_of, datetime.now(UTC), wanted, k, publish, force_promote, _person(), hold)
         ids = run_night(night, "report" if name == "run" else name)
         if as_json:
             out.print_json(data=ids)

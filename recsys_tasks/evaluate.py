@@ -1,11 +1,13 @@
 """Step 4, evaluate: one leaderboard over the test window, read once a night.
 
-Full catalogue, one global split by time, both views, per tier, 95 % intervals. Reads the snapshot and tonight's
-models; writes ``evaluations/<id>/leaderboard.json`` and a plot. A model that failed to train is named and left out.
+Full catalogue, one global split by time, both views, per tier, 95 % intervals; beside every model stands by how much it
+differs from the champions in office, which were trained tonight like itself. Reads the snapshot and tonight's models;
+writes ``evaluations/<id>/leaderboard.json`` and a plot. A model that failed to train is named and left out.
 """
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +18,11 @@ import numpy as np
 from recsys_tasks.contract import EVERYONE, TIERS, VIEWS
 from recsys_tasks.errors import ContractError, TrainingError
 from recsys_tasks.lake import fingerprint
-from recsys_tasks.metrics import CUTOFFS, beyond_accuracy, bootstrap, per_user
+from recsys_tasks.metrics import CUTOFFS, beyond_accuracy, bootstrap, paired, per_user
 from recsys_tasks.models import Model
 from recsys_tasks.night import Night
 from recsys_tasks.recipe import Recipe, Shelf
+from recsys_tasks.shop import Gate
 from recsys_tasks.simulation.gate import Evidence, Verdict, gate
 from recsys_tasks.simulation.off_policy import Estimate
 from recsys_tasks.snapshot import Interactions, tiers
@@ -51,7 +54,9 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
         raise TrainingError(f"none of {night.recipes} was trained; the logs of the train tasks say why")
     for recipe in failed:
         log.warning("%s was not trained and is left out tonight; the log of its train task says why", recipe)
-    evaluation = f"evaluations/{fingerprint({'models': models, 'failed': failed, 'test': windows.as_of})}"
+    asked = {"champions": night.champions, "metric": shop.gate.metric, "confidence": shop.gate.confidence}
+    described = {"models": models, "failed": failed, **asked}
+    evaluation = f"evaluations/{fingerprint({**described, 'test': windows.as_of})}"
     if not lake.has(evaluation):
         start = windows.validation_end
         candidates = shelf.catalog.candidates(start)
@@ -62,38 +67,35 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
             new = truth(shelf.interactions, start, windows.as_of, view, returning=False)
             tier = tiers(known.past.active_days, shop.tiers.loyal, shop.tiers.warm)[known.users]
             of_recipe: dict[str, dict[str, np.ndarray]] = {}
+            of_strangers: dict[str, dict[str, np.ndarray]] = {}
+            whole: dict[str, dict[str, Any]] = {}
             for recipe in sorted(models, key=lambda text: (text != "popular", Recipe(text).stage)):
+                started = time.monotonic()
                 ranked = _lists(loaded[recipe], known, candidates)
-                values = per_user(ranked, known.items)
-                of_recipe[recipe] = values
-                of_popular = next(iter(of_recipe.values()))
+                seconds = shelf.seconds(models[recipe]) + time.monotonic() - started
+                values = of_recipe[recipe] = per_user(ranked, known.items)
                 beyond = beyond_accuracy(
                     ranked, np.diff(known.past.bought.tocsc().indptr), known.past.n_users, int(candidates.sum())
                 )
-                whole: dict[str, Any] = {"beyond_accuracy": beyond, "report": loaded[recipe].report()}
+                report = loaded[recipe].report()
+                whole[recipe] = {"beyond_accuracy": beyond, "report": report, "seconds": seconds}
                 if loaded[recipe].gated:
                     (supervised,) = lake.manifest(models[recipe])["sources"].values()
                     before = next(text for text, entry in models.items() if entry == supervised)
                     both, lift = (loaded[recipe], loaded[before]), values["ndcg@10"] - of_recipe[before]["ndcg@10"]
                     clicks = _lift_of_clicks(*both, shelf.interactions, windows, view, candidates)
-                    whole["gate"] = asdict(judged(loaded[recipe].report(), lift, clicks))
-                    log.info("%s, %s: %s", recipe, view, whole["gate"]["reason"])
-                groups = {EVERYONE: np.ones(len(tier), bool)} | {name: tier == name for name in TIERS}
-                for name, members in groups.items():
-                    if members.any():
-                        part = {metric: value[members] for metric, value in values.items()}
-                        against = {metric: value[members] for metric, value in of_popular.items()}
-                        row = _row(recipe, view, name, part, against)
-                        rows.append(row | (whole if name == EVERYONE else {}))
+                    whole[recipe]["gate"] = asdict(judged(report, lift, clicks))
+                    log.info("%s, %s: %s", recipe, view, whole[recipe]["gate"]["reason"])
                 if len(new.users):
                     strangers = np.broadcast_to(
                         _lists(loaded[recipe], new, candidates, anonymous=True), (len(new.users), 50)
                     )
-                    part = per_user(strangers, new.items)
-                    rows.append(_row(recipe, view, "anonymous", part, part))
+                    of_strangers[recipe] = per_user(strangers, new.items)
                 log.info("%s, %s: ndcg@10 %.4f", recipe, view, values["ndcg@10"].mean())
-        leaderboard = {"rows": rows, "models": models, "failed": failed, "as_of": night.as_of, "snapshot": snapshot}
-        with lake.create(evaluation, {"models": models, "failed": failed, "snapshot": snapshot}) as folder:
+            found = board(view, tier, of_recipe, of_strangers, night.champions, shop.gate)
+            rows += [row | (whole[row["recipe"]] if row["tier"] == EVERYONE else {}) for row in found]
+        leaderboard = {"rows": rows, **described, "as_of": night.as_of, "snapshot": snapshot}
+        with lake.create(evaluation, {**described, "snapshot": snapshot}) as folder:
             (folder / "leaderboard.json").write_text(json.dumps(leaderboard, indent=1) + "\n")
             plot(rows, folder / "leaderboard.png")
     rows = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())["rows"]
@@ -102,6 +104,77 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
             night.name, Recipe(recipe), flat_metrics(rows, recipe), lake.path(evaluation) / "leaderboard.png"
         )
     return evaluation
+
+
+def board(
+    view: str,
+    tier: np.ndarray,
+    values: Mapping[str, Mapping[str, np.ndarray]],
+    of_strangers: Mapping[str, Mapping[str, np.ndarray]],
+    champions: Mapping[str, str],
+    gate: Gate,
+) -> list[dict[str, Any]]:
+    """Return the rows of a view: of everyone, of each tier and of those without a history.
+
+    Parameters
+    ----------
+    view
+        ``all`` or ``discovery``.
+    tier
+        (U,) tier of each customer.
+    values
+        Recipe -> metric -> (U,) its value for each customer; first those of ``popular``, or what stands for it.
+    of_strangers
+        The same for customers without a history; they are not compared with ``popular``.
+    champions
+        Placement -> recipe in office. Each row has ``over_champion``: placement -> its difference in the gate's metric.
+        One that was not trained tonight is compared with nobody, and none with itself.
+    gate
+        What is compared, and how surely.
+
+    """
+    groups = {EVERYONE: np.ones(len(tier), bool)} | {name: tier == name for name in TIERS}
+    rows = []
+    for name, members in groups.items():
+        if members.any():
+            part = {recipe: {m: value[members] for m, value in of.items()} for recipe, of in values.items()}
+            rows += _rows(view, name, part, next(iter(part.values())), champions, gate)
+    return rows + (_rows(view, "anonymous", of_strangers, None, champions, gate) if of_strangers else [])
+
+
+def _rows(
+    view: str,
+    tier: str,
+    values: Mapping[str, Mapping[str, np.ndarray]],
+    popular: Mapping[str, np.ndarray] | None,
+    champions: Mapping[str, str],
+    gate: Gate,
+) -> list[dict[str, Any]]:
+    """Return a row a recipe, of the same customers; all are resampled at once."""
+    table = {(recipe, name): value for recipe, of in values.items() for name, value in of.items()}
+    for recipe, of in values.items():
+        for name in ("ndcg@10", gate.metric):
+            table[recipe, f"{name} over popular"] = of[name] - (popular or of)[name]
+    interval = bootstrap(table)
+    beside: dict[str, dict[str, Any]] = {recipe: {} for recipe in values}
+    for placement, champion in champions.items():
+        others = {recipe: of[gate.metric] for recipe, of in values.items() if recipe != champion}
+        if champion in values and others:
+            found = paired(others, values[champion][gate.metric], gate.confidence, len(others))
+            for recipe, difference in found.items():
+                beside[recipe][placement] = {"champion": champion, "tries": len(others), **difference}
+    return [
+        {
+            "recipe": recipe,
+            "view": view,
+            "tier": tier,
+            "users": len(of["ndcg@10"]),
+            "metrics": {name: float(value.mean()) for name, value in of.items()},
+            "interval": {name: list(ends) for (of_recipe, name), ends in interval.items() if of_recipe == recipe},
+            "over_champion": beside[recipe],
+        }
+        for recipe, of in values.items()
+    ]
 
 
 def flat_metrics(rows: list[dict[str, Any]], recipe: str) -> dict[str, float]:
@@ -170,18 +243,3 @@ def _lists(model: Model, known: Truth, candidates: np.ndarray, anonymous: bool =
     ranked = model.recommend(known.past, users, max(CUTOFFS), candidates, exclude_seen=known.exclude_seen)
     missing = max(CUTOFFS) - ranked.items.shape[1]
     return np.pad(ranked.items, ((0, 0), (0, missing)), constant_values=-1)
-
-
-def _row(
-    recipe: str, view: str, tier: str, values: dict[str, np.ndarray], against: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    lift = {"ndcg@10 over popular": values["ndcg@10"] - against["ndcg@10"]}
-    interval = bootstrap(values | lift)
-    return {
-        "recipe": recipe,
-        "view": view,
-        "tier": tier,
-        "users": len(values["ndcg@10"]),
-        "metrics": {name: float(value.mean()) for name, value in values.items()},
-        "interval": {name: list(interval[name]) for name in interval},
-    }

@@ -23,7 +23,8 @@ MIN_RECALL = 0.98
 def publish_index(night: Night, champions: str, snapshot: str, vectors: str) -> str:
     """Build the index and return its id; ``rows.npy`` says which item each vector is."""
     lake = night.lake
-    index = f"indexes/{fingerprint({'champions': champions, 'vectors': vectors})}"
+    models = {placement: won["model"] for placement, won in lake.manifest(champions)["champions"].items()}
+    index = f"indexes/{fingerprint({'champions': models, 'vectors': vectors})}"
     if lake.has(index):
         log.info("%s: champions and catalogue have not changed, reused", index)
         return index

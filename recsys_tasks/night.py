@@ -31,6 +31,10 @@ class Night:
     """Whether champions, lists and report of this night become the current ones; without, none of them moves."""
     force_promote: str | None = None
     """Name of a model that is made champion whatever the leaderboard says."""
+    hold: bool = False
+    """Whether the champions in office stay, whatever the leaderboard says."""
+    champions: dict[str, str] = field(default_factory=dict)
+    """Placement -> recipe in office when the night began, which challengers are compared with."""
     asked_by: str | None = None
     """The person who asked for this night, for the ledger; None where a schedule did."""
     shards: list[int] = field(default_factory=list)
@@ -87,6 +91,7 @@ def plan(
     publish: bool = True,
     force_promote: str | None = None,
     asked_by: str | None = None,
+    hold: bool = False,
 ) -> Night:
     """Settle what tonight is.
 
@@ -100,17 +105,22 @@ def plan(
         When the run is for: the scheduler's logical date.
     models
         Models to train beside the baselines and the champions, each with its challenger; None for the shop file's.
-    k, publish, force_promote, asked_by
+    k, publish, force_promote, asked_by, hold
         See ``Night``.
 
     Raises
     ------
     ContractError
-        ``as_of`` is no instant or has no time zone.
+        ``as_of`` is no instant or has no time zone; ``hold`` and ``force_promote`` at once.
     ShopFileError
         The shop file is wrong, or names a model there is none of.
 
     """
+    if hold and force_promote:
+        raise ContractError(
+            f"hold and force_promote: {force_promote!r} cannot become champion while the champions are held; "
+            "give one of the two"
+        )
     settings = Settings()
     description = load_shop(shop, settings.shops)
     instant = as_of_of(description, as_of, run_key)
@@ -125,7 +135,8 @@ def plan(
     names = list(dict.fromkeys([*BASELINES, *wanted]))
     recipes = [Recipe.of(name, description.models.get(name, {})) for name in names]
     tracking = Tracking(settings, description.name)
-    recipes += [champion for champion in tracking.champions().values() if champion.model in MODELS]
+    champions = tracking.champions()
+    recipes += [champion for champion in champions.values() if champion.model in MODELS]
     recipes += [challenger for model, challenger in tracking.challengers().items() if model in names]
     recipes = list(dict.fromkeys(recipes))
     begun: dict[str, str] = {}
@@ -138,6 +149,8 @@ def plan(
         recipes=[recipe.text for recipe in recipes],
         publish=publish,
         force_promote=force_promote,
+        hold=hold,
+        champions={placement: recipe.text for placement, recipe in champions.items()},
         asked_by=asked_by,
         shards=list(range(description.shards)),
         starts=begun,

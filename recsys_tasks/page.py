@@ -168,6 +168,7 @@ def _several(n: int, thing: str) -> str:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "score": lambda value: f"{value:.4f}" if not isnan(value) else "none",
+    "difference": lambda value: f"{value:+.4f}" if not isnan(value) else "none",
     "percent": lambda share: f"{share:.2%}",
     "tick": lambda value: f"{value:g}",
     "count": lambda n: f"{n:,}",

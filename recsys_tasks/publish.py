@@ -31,9 +31,7 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
         log.info("this night is not to publish: the last version stays current")
         return None
     lake, shop = night.lake, night.shop
-    version = (
-        f"{night.instant:%Y%m%dT%H%M%SZ}-{fingerprint({'shop': shop.name, 'lists': lists, 'champions': champions})[:8]}"
-    )
+    version = f"{night.instant:%Y%m%dT%H%M%SZ}-{fingerprint({'shop': shop.name, 'lists': lists})[:8]}"
     leaderboard = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())
     described = {
         "version": version,
@@ -65,7 +63,7 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
         manifest = {key: described[key] for key in ("version", "shop", "as_of", "snapshot", "champions", "code")}
         with lake.create(entry(TRACES, version), manifest) as folder:
             manifest["files"] = [_copied(origin, folder / name) for name, origin in traced.items()]
-    forced = f", {night.force_promote} forced" if night.force_promote else ""
+    forced = f", {night.force_promote} forced" if night.force_promote else ", champions held" if night.hold else ""
     activate(lake, shop, version, f"published{forced}", night.asked_by)
     if gone := lake.expire(
         ("read", "ingested", "history", "statistics", "models", "vectors", "indexes", "lists"), shop.keep_days

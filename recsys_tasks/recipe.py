@@ -5,6 +5,7 @@ Champions are recipes, not artefacts: tonight's weights are made tonight.
 
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -148,9 +149,16 @@ class Shelf:
             log.info("%s: already trained on the same data, reused", model_id)
             return model_id
         material = replace(self.lesson(windows), sources=self._loaded(sources), start=self._begun(start))
+        started = time.monotonic()
         model = model_class(recipe.model)(model_class(recipe.model).Config(**recipe.config)).fit(material)
-        described = {"end": windows.fit_end, "validation_end": windows.validation_end, "start": start}
+        described: dict[str, Any] = {"end": windows.fit_end, "validation_end": windows.validation_end, "start": start}
+        described["seconds"] = round(time.monotonic() - started, 3)
         return self._save(model, model_id, recipe, sources, described)
+
+    def seconds(self, model_id: str) -> float:
+        """Return how long a model and all that it reads took to train."""
+        manifest = self.lake.manifest(model_id)
+        return manifest["seconds"] + sum(self.seconds(entry) for entry in manifest["sources"].values())
 
     def lesson(self, windows: Windows) -> Material:
         """Return the fit window, and validation to choose on."""

@@ -31,7 +31,8 @@ _TRACED_TOGETHER = 128
 def recommend(night: Night, shard: int, champions: str, index: str, snapshot: str, vectors: str) -> str:
     """Write all lists of a shard and return their id."""
     lake, n_shards = night.lake, len(night.shards)
-    inputs = {"champions": champions, "index": index, "snapshot": snapshot, "k": night.k, "shard": [shard, n_shards]}
+    models = {placement: won["model"] for placement, won in lake.manifest(champions)["champions"].items()}
+    inputs = {"champions": models, "index": index, "snapshot": snapshot, "k": night.k, "shard": [shard, n_shards]}
     inputs["trace"] = night.shop.trace.model_dump()
     lists = f"lists/{shard:04d}-{fingerprint(inputs)}"
     if lake.has(lists):
@@ -45,7 +46,7 @@ def recommend(night: Night, shard: int, champions: str, index: str, snapshot: st
             users, readers = np.append(users, -1), np.append(readers, ANONYMOUS)
         users = users[np.argsort(readers)]  # by which Parquet's readers find a list at once
         for placement, view in PLACEMENT_VIEW.items():
-            model = shelf.load(lake.manifest(champions)["champions"][placement]["model"])
+            model = shelf.load(models[placement])
             wanted = night.shop.trace
             traced = (len(users), shelf.catalog.n_items, min(wanted.listed, night.k), wanted.left_out)
             trace = Trace(*traced) if wanted.listed else None

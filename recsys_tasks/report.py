@@ -47,8 +47,13 @@ def report(
         "watermark": data["watermark"],
         "warnings": data["warnings"],
         "force_promote": night.force_promote,
+        "hold": night.hold,
         "asked_by": night.asked_by,
         "champions": lake.manifest(champions)["champions"],
+        "decisions": {
+            placement: {name: value for name, value in record.items() if name != "evidence"}  # the leaderboard has it
+            for placement, record in lake.manifest(champions)["decisions"].items()
+        },
         "leaderboard": leaderboard["rows"],
         "failed": leaderboard["failed"],
         "index": lake.manifest(index),

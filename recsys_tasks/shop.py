@@ -60,6 +60,9 @@ def _no_quote(sign: str) -> str:
     return sign
 
 
+Metric = Literal[  # of metrics.per_user
+    "recall@10", "ndcg@10", "hit_rate@10", "mrr@10", "map@10", "recall@50", "ndcg@50", "hit_rate@50", "mrr@50", "map@50"
+]
 Instant = Annotated[datetime, AfterValidator(_with_zone)]
 Expression = Annotated[str, AfterValidator(checked)]
 
@@ -384,6 +387,25 @@ class Checks(_Strict):
         return self
 
 
+class Gate(_Strict):
+    """What a challenger must show beside the champion that serves a placement, on the test window, to take over."""
+
+    metric: Metric = Field("ndcg@10", description="what it must be better in, and nobody worse")
+    confidence: float = Field(
+        0.95,
+        ge=0.8,
+        le=0.99,
+        description="of the intervals; that of being better is widened for the number of challengers",
+    )
+    coverage: float = Field(0.5, ge=0, le=1, description="catalogue coverage, at least so much of the champion's")
+    seconds: float | None = Field(
+        14_400,
+        gt=0,
+        allow_inf_nan=False,
+        description="of training (its sources included) and scoring, at most; null for any time",
+    )
+
+
 DEFAULT_WEIGHTS: dict[EventType, float] = {
     "view": 0.1,
     "click": 0.2,
@@ -431,6 +453,7 @@ class Shop(_Strict):
     )
     windows: Windows = Windows()
     training: Training = Training()
+    gate: Gate = Gate()
     tiers: Tiers = Tiers()
     k: int = Field(50, ge=1, le=1000, description="length of every list")
     trace: Trace = Trace()

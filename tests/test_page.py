@@ -126,6 +126,33 @@ def test_who_asked_for_a_force_is_told():
     assert "ease was forced, whatever the leaderboard says; ada asked for it." in words
 
 
+def test_what_kept_each_challenger_out_is_told():
+    check = {"name": "coverage", "passed": False, "told": f"coverage 1 % {EVIL}"}
+    better = {"name": "better", "passed": True, "told": "+0.0300 over the champion"}
+    one = {"recipe": "sasrec", "difference": 0.03, "interval": [0.01, 0.05], "level": 0.9875, "checks": [better, check]}
+    two = {**one, "recipe": "vaecf", "difference": float("nan"), "interval": [float("nan")] * 2, "checks": [better]}
+    decision = {"challengers": [one, two], "gate": {"metric": "ndcg@10"}}
+    words = Reader(render(a_report(decisions={"home": decision, "discover": {"challengers": []}}))).words
+    assert "home: what the gate found of the challengers" in words
+    assert "discover: what the gate found" not in words
+    told = [
+        "sasrec",
+        "+0.0300",
+        "0.0100 to 0.0500, 98.75 %",
+        f"coverage: coverage 1 % {EVIL}",
+        "vaecf",
+        "none",
+        "nothing",
+    ]
+    places = [words.index(part, words.index("what the gate found")) for part in told]
+    assert places == sorted(places)
+
+
+def test_who_held_the_champions_is_told():
+    words = Reader(render(a_report(hold=True, asked_by="ada"))).words
+    assert "The champions were held, whatever the leaderboard says; ada asked for it." in words
+
+
 def test_the_lists_before_and_what_served_are_told():
     interval = {"ndcg@10": [0.3961, 0.4373], "recall@10": [0.2, 0.25]}
     did = {"customers": 756, "recall@10": 0.224, "ndcg@10": 0.4169, "interval": interval}

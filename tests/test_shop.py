@@ -4,13 +4,15 @@ import json
 import sys
 import traceback
 from datetime import UTC, datetime
+from typing import get_args
 
 import pytest
 import yaml
 
 from recsys_tasks.errors import ShopFileError
+from recsys_tasks.metrics import CUTOFFS, USER_METRICS
 from recsys_tasks.settings import Settings
-from recsys_tasks.shop import load_shop
+from recsys_tasks.shop import Metric, load_shop
 from tests.conftest import ROOT
 
 GOOD = """\
@@ -378,3 +380,27 @@ def test_every_shop_of_the_project_can_be_loaded(path):
     shop = load_shop(path.stem, path.parent)
     assert shop.name == path.stem
     assert shop.time_zone is not None
+
+
+def test_the_gate_knows_every_metric_of_the_leaderboard():
+    assert set(get_args(Metric)) == {f"{name}@{k}" for name in USER_METRICS for k in CUTOFFS}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("gate.metric", "ndcg", "gate.metric: Input should be 'recall@10', 'ndcg@10'"),
+        ("gate.confidence", 95, "gate.confidence: Input should be less than or equal to 0.99, got 95"),
+        ("gate.coverage", -0.1, "gate.coverage: Input should be greater than or equal to 0, got -0.1"),
+        ("gate.seconds", 0, "gate.seconds: Input should be greater than 0, got 0"),
+        ("gate.second", 60, "gate.second: unknown key (did you mean 'seconds'?)"),
+    ],
+)
+def test_a_gate_that_could_not_decide_is_refused(refusal, key, value, fault):
+    assert fault in refusal(described(**{key: value}))
+
+
+def test_a_gate_may_let_challengers_train_for_any_time(tmp_path):
+    (tmp_path / "corner.yaml").write_text(f"{GOOD}gate: {{seconds: null, metric: recall@50}}\n")
+    gate = load_shop(str(tmp_path / "corner.yaml"), tmp_path).gate
+    assert (gate.seconds, gate.metric, gate.confidence, gate.coverage) == (None, "recall@50", 0.95, 0.5)

@@ -68,7 +68,7 @@ print(*(name for name in {HEAVY} if name in sys.modules))
 
 
 def test_the_tasks_are_tonight_what_is_mapped_over_and_the_ten_steps(nightly):
-    assert set(nightly.task_ids) == {"tonight", "recipes", "rank", "decide", "shards", *STEPS}, (
+    assert set(nightly.task_ids) == {"tonight", "recipes", "rank", "decide", "shards", "approve", *STEPS}, (
         "a task came or went: tell doc_md and docs"
     )
 
@@ -85,6 +85,14 @@ def test_later_stages_are_trained_between_their_sources_and_evaluate(nightly):
     assert "rank" in decide.upstream_task_ids, "the agent re-orders what the ranker says"
     assert "evaluate" in decide.downstream_task_ids, "both stand on tonight's leaderboard"
     assert rank.trigger_rule == decide.trigger_rule == "all_done", "a source that failed to train must only drop out"
+
+
+def test_a_person_may_be_asked_between_the_numbers_and_the_champions_and_is_not_by_default(nightly):
+    approve = nightly.get_task("approve")
+    assert "evaluate" in approve.upstream_task_ids
+    assert approve.downstream_task_ids == {"promote"}, "promote reads the answer and decides what follows from it"
+    assert nightly.params["require_approval"] is False
+    assert approve.defaults == ["Reject"], "no answer in time must be a no"
 
 
 def test_tonight_comes_before_everything(nightly):
