@@ -127,3 +127,13 @@ def bootstrap(values: Mapping[str, np.ndarray], seed: int = 0, resamples: int = 
         means[start : start + 50] = weights @ table / total
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
+
+
+def bootstrap_share(part: np.ndarray, whole: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+    """Return the 95 % percentile interval of ``part.sum() / whole.sum()``, (U,) each, users drawn as above."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(0, resamples, 50):
+        weights = rng.poisson(1.0, (50, len(part))).astype(np.float64)
+        found.append((weights @ part) / np.maximum(weights @ whole, 1e-12))
+    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
+    return float(low), float(high)

@@ -15,6 +15,7 @@ from recsys_tasks.errors import TrainingError
 from recsys_tasks.lake import fingerprint
 from recsys_tasks.night import Night
 from recsys_tasks.recipe import Recipe, Shelf
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def choose_champion(
     return Decision(best, champion is None, text)
 
 
+@timed
 def promote(night: Night, evaluation: str, snapshot: str, vectors: str) -> str:
     """Decide, move aliases, refit the winners and return the id of tonight's champions.
 

@@ -20,10 +20,12 @@ from recsys_tasks.night import Night
 from recsys_tasks.reasons import INTERESTED, PICKED, because_of, done_before, popular_in, similar_to
 from recsys_tasks.recipe import Shelf
 from recsys_tasks.snapshot import tiers
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
 
+@timed
 def recommend(night: Night, shard: int, champions: str, index: str, snapshot: str, vectors: str) -> str:
     """Write all lists of a shard and return their id."""
     lake, n_shards = night.lake, len(night.shards)
