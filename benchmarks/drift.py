@@ -30,7 +30,7 @@ from protocol.page import RESULTS, ROOT, finish, limits_table, made_by, table
 sys.path.insert(0, str(ROOT))
 from recsys_tasks import drift
 from recsys_tasks.contract import EVENT_TYPES
-from recsys_tasks.drift import Shelves, Window
+from recsys_tasks.drift import WEEKDAYS, Shelves, Window
 from recsys_tasks.ingest import ingest
 from recsys_tasks.night import Night
 from recsys_tasks.snapshot import DAY, Snapshot, microseconds
@@ -159,11 +159,11 @@ def without_category(place: int) -> Fault:
 
 
 FAULTS: dict[tuple[str, str], tuple[Fault, tuple[str, ...]]] = {
-    **{("events lost", f"{s:.0%}"): (lost(s), ("purchase", "day ", "customers")) for s in (0.25, 0.5, 0.75)},
-    **{("events delivered twice", f"{s:.0%}"): (twice(s), ("purchase", "day ", "events a")) for s in (0.25, 0.5, 1)},
+    **{("events lost", f"{s:.0%}"): (lost(s), ("purchase", "customers", *WEEKDAYS)) for s in (0.25, 0.5, 0.75)},
+    **{("events delivered twice", f"{s:.0%}"): (twice(s), ("purchase", "events a", *WEEKDAYS)) for s in (0.25, 0.5, 1)},
     ("a type missing", "coupons"): (without_type("coupon"), ("coupon", "share of coupon")),
     ("a type missing", "returns"): (without_type("return"), ("return", "share of return")),
-    ("a day missing", "all of it"): (without_a_day, ("day ",)),
+    ("a day missing", "all of it"): (without_a_day, WEEKDAYS),
     **{("item ids renamed", f"{s:.0%}"): (renamed("item", s), ("new items",)) for s in (0.1, 0.5, 1)},
     **{("customer ids renamed", f"{s:.0%}"): (renamed("user", s), ("new customers",)) for s in (0.1, 0.5, 1)},
     **{("prices x 100", f"of {s:.0%}"): (prices(100, s), ("price",)) for s in (0.02, 0.1, 1)},
@@ -260,7 +260,7 @@ def run(shop: str, home: Path, weeks: int) -> dict[str, Any]:
 
 
 def nights(snapshot: Snapshot, night: Night, shelves: Shelves, weeks: int, holidays: list[str]) -> dict[str, int]:
-    """Count nights, and nights with an alarm, of the same weeks looked at every night; those with a holiday left out."""
+    """Count nights and nights with an alarm of the same weeks looked at every night, those with a holiday left out."""
     count = loud = 0
     for back in range(7):
         found = list(drift.windows(snapshot, microseconds(night.instant) - back * DAY, 7))

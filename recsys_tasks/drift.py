@@ -31,10 +31,11 @@ MOST = 60
 """Past windows that are looked at."""
 FLOOR = 0.02
 """What a statistic is taken to vary by at least: 2 % of an amount, a fiftieth of the arc of a share."""
+WEEKDAYS = ("Mondays", "Tuesdays", "Wednesdays", "Thursdays", "Fridays", "Saturdays", "Sundays")
 SHOWN_SHARE = 0.02
 """Categories with less of the events are not watched one by one."""
 
-Form = Literal["amount", "share", "hours", "score"]
+Form = Literal["count", "amount", "share", "hours", "score"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Statistic:
     name: str
     form: Form
     values: np.ndarray
-    """(n,) logarithm of an amount, arc sine of the root of a share, hours, or a score as it is"""
+    """(n,) logarithm of an amount (of a count and a half), arc sine of the root of a share, hours, or a score"""
     noise: np.ndarray
     """(n,) what chance alone varies it by: one standard deviation"""
 
@@ -159,13 +160,13 @@ def measure(window: Window, shop: Shop, shelves: Shelves, days: int) -> dict[tup
     found: dict[tuple[str, Form], tuple[float, float]] = {}
     kinds = np.bincount(window.kind, minlength=len(EVENT_TYPES))
     for name, count in zip(EVENT_TYPES, kinds.tolist(), strict=True):
-        found[name, "amount"] = _amount(count)
+        found[name, "count"] = _count(count)
         found[f"share of {name}", "share"] = _share(count, n)
     for day, count in enumerate(np.bincount((window.time - window.start) // DAY, minlength=days).tolist()):
-        found[f"day {day}", "amount"] = _amount(count)
+        found[_weekday(window.start, day), "count"] = _count(count)
     users, items = np.bincount(window.user), np.bincount(window.item)
     active, sold = int((users > 0).sum()), int((items > 0).sum())
-    found["customers", "amount"] = _amount(active)
+    found["customers", "count"] = _count(active)
     found["events a customer", "amount"] = (log((n + 0.5) / (active + 0.5)), 1 / np.sqrt(active + 1))
     found["new customers", "share"] = _share(int((users[window.users_before :] > 0).sum()), active)
     found["new items", "share"] = _share(int((items[window.items_before :] > 0).sum()), sold)
@@ -186,7 +187,12 @@ def measure(window: Window, shop: Shop, shelves: Shelves, days: int) -> dict[tup
     return found
 
 
-def _amount(count: int) -> tuple[float, float]:
+def _weekday(start: int, day: int) -> str:
+    """The name of the day of the week, so many days after an instant; of a longer window, one name for each week's."""
+    return WEEKDAYS[(start // DAY + 3 + day) % 7] + (f" of week {day // 7 + 1}" if day >= 7 else "")
+
+
+def _count(count: int) -> tuple[float, float]:
     return log(count + 0.5), 1 / float(np.sqrt(count + 1))
 
 
@@ -218,7 +224,7 @@ def statistics(measured: Sequence[Mapping[tuple[str, Form], tuple[float, float]]
         is_known, past = True, values[:-1]
         if name.startswith("category "):
             is_known &= bool(np.sin(np.median(past)) ** 2 >= SHOWN_SHARE)
-        elif form == "amount":
+        elif form == "count":
             is_known &= bool((past > log(0.5)).any())  # a type that never came, a day on which the shop is closed
         elif form == "share":
             is_known &= bool(((past > 0) & (past < np.pi / 2)).any()) or name.startswith(("new ", "targets "))
@@ -292,12 +298,14 @@ def _of_share(arc: float) -> float:
 
 
 _SHOWN: Mapping[Form, Callable[[float], float]] = {
+    "count": lambda value: max(exp(value) - 0.5, 0.0),
     "amount": lambda value: exp(value),
     "share": _of_share,
     "hours": lambda value: value % 24,
     "score": lambda value: value,
 }
 _SCALE: Mapping[Form, Callable[[float], float]] = {
+    "count": lambda value: log(value + 0.5),
     "amount": lambda value: log(max(value, 1e-9)),
     "share": lambda part: float(np.arcsin(np.sqrt(part))),
     "hours": lambda value: value,
@@ -321,7 +329,7 @@ def alarms(rows: Sequence[Mapping[str, Any]], start: int) -> list[dict[str, str]
     if len(volumes) > 1 and len(moved) == len(volumes) and len({_went(of[name]) for name in moved}) == 1:
         told = {moved[0]: _volume("", moved, volumes, of)}
     for name, row in far.items():
-        follows = name == "customers" or name.startswith(("day ", "share of ", "events a customer"))
+        follows = name == "customers" or name.startswith((*WEEKDAYS, "share of ", "events a customer"))
         if name not in volumes and not (moved and follows):
             told[name] = _said(name, row, start)
     return [{"statistic": name, "text": text} for name, text in told.items()]
@@ -346,8 +354,8 @@ def _volume(name: str, moved: Sequence[str], volumes: Sequence[str], of: Mapping
 def _said(name: str, row: Mapping[str, Any], start: int) -> str:
     went, low = _went(row), row["value"] < row["expected"]
     shares = f"{row['value']:.1%}, usual {row['expected']:.1%}"
-    if name.startswith("day "):
-        day = np.datetime64(start, "us").astype("datetime64[D]") + int(name[4:])
+    if name.startswith(WEEKDAYS):
+        day = np.datetime64(next(start // DAY + n for n in range(28) if _weekday(start, n) == name), "D")
         cause = "check that its export came whole, unless it was a holiday" if low else "was a day delivered twice?"
         return f"the events of {day} {went} for its day of the week: {cause}"
     if name.startswith("category "):

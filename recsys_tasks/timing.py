@@ -44,7 +44,7 @@ def timed(step: Callable[Concatenate[Night, P], R]) -> Callable[Concatenate[Nigh
         given = signature.bind(night, *args, **kwargs).arguments
         of = given.get("recipe", given.get("shard"))
         told: dict[str, Any] = {"step": step.__name__, "of": of}
-        told |= {"at": datetime.now(UTC).isoformat(timespec="seconds")}
+        told |= {"at": datetime.fromtimestamp(began, UTC).isoformat()}
         told |= {"seconds": time.monotonic() - started, "peak_mb": _peak_mb()}
         told |= {"reused": _was_there(night.lake, result, began)}
         name = f"{step.__name__}-{sha256(str(of).encode()).hexdigest()[:8]}"
@@ -55,13 +55,13 @@ def timed(step: Callable[Concatenate[Night, P], R]) -> Callable[Concatenate[Nigh
 
 
 def times(night: Night) -> list[dict[str, Any]]:
-    """Return what the steps of a night took, in the order in which they ended; older nights' records go."""
+    """Return what the steps of a night took, in the order in which they began; older nights' records go."""
     folder = night.lake.root / _folder(night)
     found = [json.loads(path.read_text()) for path in folder.glob(f"*/{CURRENT}")]
     for old in sorted(folder.parent.glob("*"))[:-NIGHTS_KEPT]:
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)
-    return sorted(found, key=lambda told: (told["at"], told["step"], str(told["of"])))
+    return sorted(found, key=lambda told: told["at"])
 
 
 def _folder(night: Night) -> str:
