@@ -326,8 +326,9 @@ def alarms(rows: Sequence[Mapping[str, Any]], start: int) -> list[dict[str, str]
     volumes = [name for name in EVENT_TYPES if name in of]
     moved = [name for name in volumes if name in far]
     told = {name: _volume(name, moved, volumes, of) for name in moved}
-    if len(volumes) > 1 and len(moved) == len(volumes) and len({_went(of[name]) for name in moved}) == 1:
-        told = {moved[0]: _volume("", moved, volumes, of)}
+    if moved == volumes and len({of[name]["value"] < of[name]["expected"] for name in moved}) == 1:
+        most = max(moved, key=lambda name: of[name]["expected"])
+        told = {most: _volume("", [most], volumes, of)}
     for name, row in far.items():
         follows = name == "customers" or name.startswith((*WEEKDAYS, "share of ", "events a customer"))
         if name not in volumes and not (moved and follows):
