@@ -3,7 +3,7 @@
 Two shops, the last 20 weeks of each log. Each week is judged by the weeks before it, as a night would: as it was, and
 with a fault put into it. Weeks with a public holiday of the shop's country, on which a shop may be closed, are told
 apart. Nothing was chosen on these weeks: what can be chosen (how many neighbours, how the tail is told) was settled by
-rule and looked at on weeks before them (decision 14).
+rule and looked at on weeks before them (decision 15).
 
     python benchmarks/drift.py [--check] [--quick]
 

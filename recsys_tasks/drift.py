@@ -3,7 +3,7 @@
 A statistic of tonight is held against the median of the five windows before it, less what that is usually off by; so a
 window is compared with windows of the same weekdays, and a steady trend is no surprise. How far is far is learned from
 the shop: every past window is judged by the others as tonight is, and the alarm level is where the tail of all these
-distances, of all statistics together, is reached once in ``weeks_per_false_alarm`` (decision 14).
+distances, of all statistics together, is reached once in ``weeks_per_false_alarm`` (decision 15).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
