@@ -253,7 +253,9 @@ def nightly():
         from recsys_tasks import night as nights
         from recsys_tasks import report
 
-        return report.report(nights.Night(**night), snapshot, evaluation, champions, index, checked, version)
+        written = report.report(nights.Night(**night), snapshot, evaluation, champions, index, checked, version)
+        alerts.drifted(nights.Night(**night).lake.path(written) / "report.json")
+        return written
 
     night = tonight()
     snapshot = ingest(night)

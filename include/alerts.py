@@ -1,4 +1,4 @@
-"""Who hears of a failure: the log always; a webhook and a mailbox where the environment names them.
+"""Who hears of a failure and of drift: the log always; a webhook and a mailbox where the environment names them.
 
 ``NIGHTCART_ALERT_WEBHOOK``   a URL that takes ``{"text": ...}`` by POST, as Slack, Teams and Mattermost do
 ``NIGHTCART_ALERT_EMAIL``     an address; sent through Airflow's ``[smtp]`` connection (``smtp_default``)
@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -24,6 +25,14 @@ def failed(context: dict[str, Any]) -> None:
         f"Nightcart: {what} failed in run {run.run_id}: {error}",
         "The lists published last stay current until a night succeeds.",
     )
+
+
+def drifted(report: Path) -> None:
+    """Tell people what the drift watch found out of the ordinary, of a night that was published."""
+    night = json.loads(report.read_text())
+    found = [alarm["text"] for part in night["drift"].values() for alarm in part["alarms"]]
+    if found and night["version"]:
+        tell(f"Nightcart: {night['shop']}, night of {night['as_of']}: out of the ordinary", ". ".join(found))
 
 
 def tell(headline: str, text: str = "") -> None:

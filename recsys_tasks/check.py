@@ -12,10 +12,12 @@ from recsys_tasks.contract import ANONYMOUS, PLACEMENT_VIEW, PLACEMENTS, TIERS
 from recsys_tasks.errors import CheckFailed
 from recsys_tasks.night import Night
 from recsys_tasks.snapshot import Snapshot
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
 
+@timed
 def check(night: Night, lists: list[str], snapshot: str) -> dict[str, Any]:
     """Return rows and lists per placement.
 

@@ -18,6 +18,7 @@ from recsys_tasks.errors import ContractError
 from recsys_tasks.lake import Lake, fingerprint, sha256
 from recsys_tasks.night import Night
 from recsys_tasks.snapshot import Snapshot
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ MAX_TOKENS = 128
 BATCH_TOKENS = 4096
 
 
+@timed
 def embed(night: Night, snapshot: str) -> str:
     """Write the text vectors of the snapshot's catalogue and return their id.
 

@@ -27,6 +27,7 @@ from recsys_tasks.simulation.gate import Evidence, Verdict, gate
 from recsys_tasks.simulation.off_policy import Estimate
 from recsys_tasks.snapshot import Interactions, tiers
 from recsys_tasks.split import Truth, Windows, truth
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ CLICKS = ("view", "click")
 """Types of events that an agent may not do without for the sake of others."""
 
 
+@timed
 def evaluate(night: Night, snapshot: str, vectors: str) -> str:
     """Score tonight's models on the test window and return the evaluation's id.
 

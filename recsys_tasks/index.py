@@ -13,6 +13,7 @@ from recsys_tasks.lake import fingerprint
 from recsys_tasks.nearest import NearestItems
 from recsys_tasks.night import Night
 from recsys_tasks.recipe import Shelf
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ MIN_RECALL = 0.98
 """Below this, exact search is used instead."""
 
 
+@timed
 def publish_index(night: Night, champions: str, snapshot: str, vectors: str) -> str:
     """Build the index and return its id; ``rows.npy`` says which item each vector is."""
     lake = night.lake

@@ -41,6 +41,7 @@ from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import DAY, iso, microseconds, write_statistics
 from recsys_tasks.sources import Source, open_source
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ _ROWS_AT_ONCE = 4_000_000
 """Rows of the log that are sorted and de-duplicated at a time, for each GB of memory."""
 
 
+@timed
 def ingest(night: Night) -> str:
     """Write the snapshot of tonight and return its id.
 

@@ -185,3 +185,10 @@ def _resampled(table: np.ndarray, seed: int, resamples: int) -> np.ndarray:
         total = np.maximum(weights.sum(1, keepdims=True), 1)
         means[start : start + 50] = weights @ table / total
     return means
+
+
+def bootstrap_share(part: np.ndarray, whole: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+    """Return the 95 % percentile interval of ``part.sum() / whole.sum()``, (U,) each, users drawn as above."""
+    parts, wholes = _resampled(np.stack([part, whole], 1), seed, resamples).T
+    low, high = np.quantile(parts / np.maximum(wholes, 1e-12), [0.025, 0.975])
+    return float(low), float(high)

@@ -21,6 +21,10 @@ METRIC = "ndcg@10"
 MEANING = {"all": "what they buy next, repeats count", "discovery": "what they buy for the first time"}
 WIDTH, HEIGHT = 560, 300
 """Pixels of the scatter plot's frame."""
+CHART = 150
+"""Height of the plots over the nights."""
+AMONG_WORST, AMONG_FAR = 5, 8
+"""Categories, and statistics of the drift watch, that are shown at once."""
 CHARACTER, LINE = 7.2, 14
 """Pixels that a character of a label is wide, and a line high."""
 RISES = sorted(range(-8 * LINE, 9 * LINE, LINE), key=abs)
@@ -40,6 +44,11 @@ def render(report: dict[str, Any]) -> str:
         told=_told(report["leaderboard"]),
         metric=METRIC,
         frame=(WIDTH, HEIGHT),
+        charts=_charts(report.get("series") or []),
+        chart=(WIDTH, CHART),
+        among_worst=AMONG_WORST,
+        drift=_drift(report.get("drift") or {}),
+        longest=max((step["seconds"] for step in report.get("steps") or []), default=1.0),
     )
 
 
@@ -129,6 +138,86 @@ def _scatter(board: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _charts(series: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Plots over the nights: ndcg@10 and revenue of what served, beside baselines, and how much of a list stayed."""
+    nights = [datetime.fromisoformat(point["night"]) for point in series]
+    did = {p: [((point["scored"] or {}).get("placements") or {}).get(p) for point in series] for p in PLACEMENT_VIEW}
+    found = []
+    for metric, title in ((METRIC, METRIC), ("revenue@10", "revenue captured@10")):
+        for placement, points in did.items():
+            lines = {"served": [one and one[metric] for one in points]}
+            for name in ("popular", "repeat"):
+                lines[name] = [one and one["baselines"][name][metric] for one in points]
+            band = [one and one["interval"][metric] for one in points]
+            found.append(_chart(f"{placement}: {title}", nights, lines, band))
+    stayed = [point["lists"] or {} for point in series]
+    kept = {p: [one.get(p, {}).get("overlap@10") for one in stayed] for p in PLACEMENT_VIEW}
+    found.append(_chart("what stayed of a first ten", nights, kept, []))
+    return [chart for chart in found if chart]
+
+
+def _chart(
+    title: str, nights: list[datetime], lines: dict[str, list[float | None]], band: list[list[float] | None]
+) -> dict[str, Any] | None:
+    """Lines over the nights with the interval of the first of them; None without two nights to join."""
+    if max(sum(value is not None for value in values) for values in lines.values()) < 2:
+        return None
+    shown = [n for n in range(len(nights)) if any(values[n] is not None for values in lines.values())]
+    first, last = nights[shown[0]], nights[shown[-1]]
+    across = [(night - first) / (last - first) * WIDTH if last > first else 0.0 for night in nights]
+    tops = [value for values in lines.values() for value in values if value is not None]
+    up = _ticks(max([*tops, *(ends[1] for ends in band if ends)]))
+
+    def place(n: int, value: float) -> str:
+        return f"{across[n]:.1f} {CHART - value / up[-1] * CHART:.1f}"
+
+    drawn = [
+        {"name": name, "at": [place(n, value) for n, value in known], "now": known[-1][1]}
+        for name, values in lines.items()
+        if (known := [(n, value) for n, value in enumerate(values) if value is not None])
+    ]
+    sure = [(n, ends) for n, ends in enumerate(band) if ends]
+    edge = [place(n, ends[1]) for n, ends in sure] + [place(n, ends[0]) for n, ends in reversed(sure)]
+    return {
+        "title": title,
+        "lines": drawn,
+        "band": "L".join(edge),
+        "up": [(CHART - tick / up[-1] * CHART, tick) for tick in up],
+        "from": first,
+        "to": last,
+    }
+
+
+def _drift(drift: dict[str, Any]) -> dict[str, Any]:
+    """What the watch says: alarms, why it says nothing, and its statistics, those farthest off first."""
+    parts = list(drift.values())
+    rows = [
+        row | {"off": row["distance"] / part["level"]}  # of the way to an alarm
+        for part in parts
+        for row in part["statistics"]
+    ]
+    rows.sort(key=lambda row: -abs(row["off"]))
+    return {
+        "watched": bool(drift),
+        "unable": [part["unable"] for part in parts if part["unable"]],
+        "alarms": [alarm["text"] for part in parts for alarm in part["alarms"]],
+        "groups": [group for group in (rows[:AMONG_FAR], rows[AMONG_FAR:]) if group],
+    }
+
+
+def _measured(value: float, form: str) -> str:
+    """A statistic of the drift watch as people write it.
+
+    >>> _measured(1234.5, "count"), _measured(3.14159, "amount"), _measured(0.5, "share"), _measured(13.25, "hours")
+    ('1,234', '3.14', '50.0%', '13:15')
+    """
+    if form == "hours":
+        return f"{int(value) % 24:02}:{int(value % 1 * 60):02}"
+    if form == "share":
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if form == "count" else f"{value:.3g}"
+
+
 def _is_free(left: float, middle: float, width: float, taken: list[tuple[float, float, float]]) -> bool:
     return not any(a < left + width and left < b and abs(other - middle) < LINE for a, b, other in taken)
 
@@ -176,6 +265,9 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "instant": lambda text: f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M} UTC",
     "label": lambda recipe: Recipe(recipe).label,
     "adds_up": _adds_up,
+    "measured": _measured,
+    "some": lambda value, digits=4: "none" if value is None else f"{value:.{digits}f}",
+    "seconds": lambda value: f"{value:.1f} s" if value < 60 else span(timedelta(seconds=value)),
 }
 
 

@@ -16,6 +16,7 @@ from recsys_tasks.lake import fingerprint
 from recsys_tasks.night import Night
 from recsys_tasks.recipe import Recipe, Shelf
 from recsys_tasks.shop import Gate
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -300,6 +301,7 @@ def proposal(night: Night, evaluation: str) -> str | None:
     return "\n\n".join(said) or None
 
 
+@timed
 def promote(night: Night, evaluation: str, snapshot: str, vectors: str, answer: Mapping[str, Any] | None = None) -> str:
     """Decide, move aliases, refit the winners and return the id of tonight's champions.
 

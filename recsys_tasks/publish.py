@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 from recsys_tasks.contract import EVERYONE, PLACEMENT_VIEW, PLACEMENTS
 from recsys_tasks.lake import code_fingerprint, fingerprint, sha256
 from recsys_tasks.night import Night
+from recsys_tasks.timing import timed
 from recsys_tasks.versions import TRACES, activate, entry
 
 log = logging.getLogger(__name__)
 
 
+@timed
 def publish(night: Night, lists: list[str], champions: str, evaluation: str, snapshot: str) -> str | None:
     """Publish checked lists and return the version, whose name tells ``as_of`` and what it was made from.
 

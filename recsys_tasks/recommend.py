@@ -21,6 +21,7 @@ from recsys_tasks.night import Night
 from recsys_tasks.reasons import INTERESTED, PICKED, because_of, done_before, popular_in, similar_to
 from recsys_tasks.recipe import Shelf
 from recsys_tasks.snapshot import tiers
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _TRACED_TOGETHER = 128
 """Customers of a row group: so many are read to find one."""
 
 
+@timed
 def recommend(night: Night, shard: int, champions: str, index: str, snapshot: str, vectors: str) -> str:
     """Write all lists of a shard and return their id."""
     lake, n_shards = night.lake, len(night.shards)

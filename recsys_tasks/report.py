@@ -9,22 +9,23 @@ import logging
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-
 from recsys_tasks import ledger
-from recsys_tasks.contract import PLACEMENT_VIEW
-from recsys_tasks.lake import Lake, fingerprint
-from recsys_tasks.metrics import bootstrap, per_user
+from recsys_tasks.afterwards import describe, keep, nights, score, what_served
+from recsys_tasks.drift import watch, watch_lists
+from recsys_tasks.lake import fingerprint
 from recsys_tasks.night import Night
 from recsys_tasks.page import render
-from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import Snapshot, microseconds
-from recsys_tasks.split import truth
-from recsys_tasks.versions import entry, read_lists, versions
+from recsys_tasks.timing import timed, times
+from recsys_tasks.versions import entry
 
 log = logging.getLogger(__name__)
 
+NIGHTS = 60
+"""Points of the series that a report shows."""
 
+
+@timed
 def report(
     night: Night,
     snapshot: str,
@@ -38,6 +39,13 @@ def report(
     lake, shop = night.lake, night.shop
     leaderboard = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())
     data = lake.manifest(snapshot)
+    points = nights(lake, shop.name, night.instant, NIGHTS - 1)
+    found = Snapshot(lake, snapshot)
+    point = tonight(night, found, version, points[-1]["night"] if points else None)
+    if night.publish:
+        keep(lake, shop.name, point)
+    points.append(point)
+    drift = {"events": watch(found, shop), "lists": watch_lists([p["lists"] for p in points if p["lists"]], shop)}
     content = {
         "shop": shop.name,
         "shop_file": str(shop.file),
@@ -45,7 +53,7 @@ def report(
         "version": version,
         "counts": data["counts"],
         "watermark": data["watermark"],
-        "warnings": data["warnings"],
+        "warnings": [*data["warnings"], *warnings(drift, data["warnings"])],
         "force_promote": night.force_promote,
         "hold": night.hold,
         "asked_by": night.asked_by,
@@ -58,7 +66,10 @@ def report(
         "failed": leaderboard["failed"],
         "index": lake.manifest(index),
         "lists": checked,
-        "last_night": afterwards(lake, shop, snapshot, night.instant),
+        "last_night": point["scored"],
+        "series": [summary(p) for p in points],
+        "drift": drift,
+        "drops": lake.manifest(entry("home", version))["drops"] if version else {},
         "served": ledger.served(lake, shop.name)[-10:],
         "snapshot": snapshot,
         "evaluation": evaluation,
@@ -66,6 +77,7 @@ def report(
     written = f"reports/{night.instant:%Y%m%dT%H%M%S}-{fingerprint(content)}"
     if not lake.has(written):
         with lake.create(written, {"as_of": night.as_of, "version": version}) as folder:
+            content["steps"] = times(night)  # they take another time when they run again: no part of the report's name
             (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
             (folder / "report.html").write_text(render(content))
     if night.publish:
@@ -77,39 +89,35 @@ def report(
     return written
 
 
-def afterwards(lake: Lake, shop: Shop, snapshot: str, as_of: datetime) -> dict[str, Any] | None:
-    """Score the newest earlier version on the events that came between it and tonight; None where there is none.
+def tonight(night: Night, snapshot: Snapshot, version: str | None, since: str | None) -> dict[str, Any]:
+    """Return tonight's point of the series: how what served since the last one did, and what tonight's lists are like.
 
-    Returns, per placement, ndcg@10 and recall@10 with their 95 % intervals, over customers it had a list for.
+    ``scored`` is None where nothing has served or nothing has come in, ``lists`` where nothing was published.
     """
-    earlier = {v: datetime.fromisoformat(lake.manifest(entry("home", v))["as_of"]) for v in versions(lake, shop)}
-    earlier = {v: then for v, then in earlier.items() if then < as_of}
-    if not earlier:
-        return None
-    version = max(earlier, key=lambda v: earlier[v])
-    found = Snapshot(lake, snapshot)
-    interactions = found.interactions(shop)
-    start = microseconds(earlier[version])
-    if not len(interactions.since(start)):
-        return None
-    item_idx = {item: n for n, item in enumerate(found.catalog().item_ids)}
-    user_idx = {user: n for n, user in enumerate(interactions.user_ids)}
-    scores: dict[str, Any] = {}
-    for placement, view in PLACEMENT_VIEW.items():
-        wanted = truth(interactions, start, interactions.as_of, view)
-        row = {user: n for n, user in enumerate(wanted.users.tolist())}
-        ranked = np.full((len(wanted.users), 50), -1, np.int32)
-        for user, items in read_lists(lake, placement, version):
-            n = row.get(user_idx.get(user, -1))
-            if n is not None:
-                listed = [item_idx.get(item, -1) for item in items[:50]]
-                ranked[n, : len(listed)] = listed
-        served = (ranked >= 0).any(1)
-        values = {k: v[served] for k, v in per_user(ranked, wanted.items).items() if k in ("ndcg@10", "recall@10")}
-        if served.any():
-            scores[placement] = {
-                "customers": int(served.sum()),
-                **{name: float(value.mean()) for name, value in values.items()},
-                "interval": bootstrap(values),
-            }
-    return {"version": version, "as_of": earlier[version].isoformat(), "placements": scores}
+    lake, shop, until = night.lake, night.shop, microseconds(night.instant)
+    last = microseconds(datetime.fromisoformat(since)) if since else None
+    served = what_served(lake, shop.name, last, until)
+    return {
+        "night": night.as_of,
+        "version": version,
+        "scored": score(lake, shop, snapshot, *served) if served else None,
+        "lists": describe(lake, shop.name, snapshot, version, until) if version else None,
+    }
+
+
+def summary(point: dict[str, Any]) -> dict[str, Any]:
+    """Return a point without its tiers and categories, which only the newest shows."""
+    if not point["scored"]:
+        return point
+    short = {
+        placement: {name: value for name, value in did.items() if name not in ("tiers", "categories")}
+        for placement, did in point["scored"]["placements"].items()
+    }
+    return {**point, "scored": {**point["scored"], "placements": short}}
+
+
+def warnings(drift: dict[str, Any], told: list[str]) -> list[str]:
+    """Return the alarms as sentences; of the volume of all events ingest may have told already."""
+    found = [alarm["text"] for part in drift.values() for alarm in part["alarms"]]
+    is_told = any("checks.volume" in warning for warning in told)
+    return [f"drift: {text}" for text in found if not (is_told and text.startswith("the volume of all events"))]

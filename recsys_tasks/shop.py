@@ -406,6 +406,15 @@ class Gate(_Strict):
     )
 
 
+class Watch(_Strict):
+    """What the drift watch compares, and how often it may be wrong."""
+
+    window_days: int = Field(7, ge=7, le=28, multiple_of=7, description="the last so many days, against those before")
+    weeks_per_false_alarm: float = Field(
+        52, ge=1, le=5200, description="weeks in which one false alarm is borne, of all statistics together"
+    )
+
+
 DEFAULT_WEIGHTS: dict[EventType, float] = {
     "view": 0.1,
     "click": 0.2,
@@ -442,6 +451,7 @@ class Shop(_Strict):
         "quarantine", description="events of items that the catalogue lacks: bad rows, or items without a title"
     )
     checks: Checks = Checks()
+    watch: Watch = Watch()
     engine: Literal["duckdb", "spark"] = Field("duckdb", description="what works on the log")
     partition_by: Literal["day", "month", "year"] = Field(
         "day", description="what one file of the log holds; longer for a log of few events a day over many years"

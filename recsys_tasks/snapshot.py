@@ -256,6 +256,17 @@ class Snapshot:
         """Return the log as arrays."""
         return open_history(self.lake, self.manifest["days"])
 
+    def prices(self, first: int, last: int) -> np.ndarray:
+        """Return the prices of rows [first, last) of the log, float64, NaN where there is none; read from its files."""
+        days = self.manifest["days"]
+        ends = np.cumsum([0, *(day["rows"] for day in days)])
+        begin, end = int(np.searchsorted(ends, first, "right")) - 1, int(np.searchsorted(ends, last))
+        if last <= first:
+            return np.empty(0)
+        files = [self.lake.root / day["file"] for day in days[begin:end]]
+        table = pa.concat_tables([pq.ParquetFile(file).read(columns=["price"]) for file in files])
+        return table.slice(first - int(ends[begin]), last - first)["price"].to_numpy().astype(np.float64)
+
     def interactions(self, shop: Shop, start: int = 0) -> Interactions:
         """Return the events before ``as_of`` of items of the catalogue that say something of a taste (weight > 0).
 

@@ -9,10 +9,12 @@ import time
 
 from recsys_tasks.night import Night
 from recsys_tasks.recipe import Recipe, Shelf
+from recsys_tasks.timing import timed
 
 log = logging.getLogger(__name__)
 
 
+@timed
 def train(night: Night, recipe: str, snapshot: str, vectors: str) -> str:
     """Train a recipe and return the model's id; the same inputs give the id of the model trained before."""
     started = time.monotonic()

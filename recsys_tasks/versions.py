@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys_tasks import ledger
@@ -100,3 +102,14 @@ def read_lists(lake: Lake, placement: str, version: str) -> Iterator[tuple[str, 
         for start, end in pairwise(starts):
             if end > start:
                 yield readers.dictionary[int(codes[start])].as_py(), items[start:end]
+
+
+def heads(lake: Lake, placement: str, version: str, k: int) -> pa.Table:
+    """Return the first ``k`` rows of every list: reader (``user_id``), ``rank``, ``item_id``, ``score``."""
+    files = [
+        lake.path(entry(placement, version)) / file["name"]
+        for file in lake.manifest(entry(placement, version))["files"]
+    ]
+    columns = [USER_ID, "rank", ITEM_ID, "score"]
+    tables = [pq.ParquetFile(file).read(columns=columns) for file in files]
+    return pa.concat_tables([table.filter(pc.field("rank") <= k) for table in tables])

@@ -99,3 +99,29 @@ def test_a_mail_that_cannot_be_sent_does_not_raise(monkeypatch, caplog, airflow_
     monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", "smtp://127.0.0.1:1/?disable_ssl=true&timeout=1&retry_limit=1")
     alerts.tell("headline")
     assert "the alert mail was not sent" in caplog.text
+
+
+def a_report(tmp_path, **other):
+    part = {"alarms": [{"statistic": "price", "text": "prices rose to 100 times the usual"}]}
+    report = {
+        "shop": "corner",
+        "as_of": "2017-12-04",
+        "version": "v1",
+        "drift": {"events": part, "lists": {"alarms": []}},
+    }
+    (tmp_path / "report.json").write_text(json.dumps(report | other))
+    return tmp_path / "report.json"
+
+
+def test_drift_is_posted_with_its_likely_cause(webhook, tmp_path):
+    alerts.drifted(a_report(tmp_path))
+    [(_, message)] = webhook.posts
+    assert message["text"] == (
+        "Nightcart: corner, night of 2017-12-04: out of the ordinary\nprices rose to 100 times the usual"
+    )
+
+
+@pytest.mark.parametrize("other", [{"version": None}, {"drift": {"events": {"alarms": []}}}])
+def test_a_dry_run_and_a_quiet_night_tell_nobody(other, webhook, tmp_path):
+    alerts.drifted(a_report(tmp_path, **other))
+    assert webhook.posts == []

@@ -203,3 +203,79 @@ def test_labels_of_points_at_one_place_stand_apart():
     page = render(a_report(leaderboard=crowd, champions=a_report()["champions"]))
     places = re.findall(r'<text class="name" x="([^"]+)" y="([^"]+)"', page)
     assert len(set(places)) == len(crowd)
+
+
+def did(ndcg):
+    part = {"ndcg@10": ndcg, "recall@10": 0.2, "hit_rate@10": 0.5, "revenue@10": ndcg / 2}
+    return {
+        **part,
+        "customers": 756,
+        "recipe": "ranker",
+        "interval": {"ndcg@10": [ndcg - 0.01, ndcg + 0.01], "revenue@10": [0.01, 0.9]},
+        "tiers": {"loyal": {**part, "customers": 99, "interval": {}}},
+        "baselines": {name: {**part, "ndcg@10": 0.1, "over": [0.1, 0.2]} for name in ("popular", "repeat")},
+        "categories": [{"category": EVIL, "bought": 31, "captured": 0.01, "popular": 0.2}],
+    }
+
+
+def nights(*values):
+    return [
+        {
+            "night": f"2017-12-{n:02}T00:00:00+00:00",
+            "version": f"v{n}",
+            "scored": value
+            and {"version": "v", "as_of": "2017-12-01T00:00:00+00:00", "placements": {"home": did(value)}},
+            "lists": {"home": {"overlap@10": 0.8, "recipe": "ranker"}},
+        }
+        for n, value in enumerate(values, start=1)
+    ]
+
+
+def test_the_nights_are_drawn_with_their_interval_and_gaps_are_left_out():
+    found = Reader(page := render(a_report(series=nights(None, 0.41, 0.42, None, 0.40))))
+    assert "home: ndcg@10" in found.words
+    assert "served 0.400" in found.words
+    assert "discover: ndcg@10" not in found.words
+    [line] = re.findall(r'class="line l0" d="M(0\.0 [\d.L ]+)"><title>served', page)[:1]
+    assert line.count("L") == 2
+    assert len(re.findall('class="band"', page)) == 2
+
+
+def test_one_night_draws_nothing():
+    assert "Night by night" not in Reader(render(a_report(series=nights(0.41)))).words
+
+
+def test_tiers_baselines_revenue_and_the_worst_categories_stand_beside_what_served():
+    last = {"version": "v1", "as_of": "2017-12-03T00:00:00+00:00", "placements": {"home": did(0.4)}}
+    found = Reader(render(a_report(last_night=last)))
+    parts = [
+        "loyal customers",
+        "popular, in its place",
+        "0.2000",
+        "0.0100 to 0.9000",
+        "Categories served worst",
+        "1.00%",
+    ]
+    assert [part for part in parts if part not in found.words] == []
+    assert EVIL in found.words
+    assert "script" not in {tag for tag, _ in found.tags}
+
+
+def test_drift_tells_what_is_off_first_and_why_it_cannot_judge():
+    row = {"name": "price", "form": "amount", "value": 300.0, "expected": 3.0, "low": 2.0, "high": 4.0}
+    rows = [{**row, "name": "new items", "form": "share", "value": 0.1, "distance": 0.5, "alarm": False}]
+    rows += [{**row, "distance": 60.0, "alarm": True}]
+    events = {"unable": None, "level": 5.0, "statistics": rows, "alarms": [{"statistic": "price", "text": "pence?"}]}
+    lists = {"unable": "no champion has served 12 nights yet", "level": None, "statistics": [], "alarms": []}
+    words = Reader(render(a_report(drift={"events": events, "lists": lists}, warnings=["drift: pence?"]))).words
+    assert words.index("drift: pence?") < words.index("1 out of the ordinary") < words.index("Not judged: no champion")
+    assert words.index("price") < words.index("new items")
+    assert "10.0%" in words
+
+
+def test_each_step_tells_time_and_memory_and_what_was_reused():
+    step = {"step": "train", "of": "ease", "seconds": 75.0, "peak_mb": 1234.5, "reused": False, "at": ""}
+    steps = [step, {**step, "step": "recommend", "of": 0, "seconds": 0.12, "reused": True}]
+    words = Reader(render(a_report(steps=steps, drops={"out of stock": 1203}))).words
+    parts = ["1 min 15 s", "1,234 MB", "shard 0", "0.1 s", "reused", "out of stock: 1,203"]
+    assert [part for part in parts if part not in words] == []
