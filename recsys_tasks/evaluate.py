@@ -1,7 +1,8 @@
 """Step 4, evaluate: one leaderboard over the test window, read once a night.
 
 Full catalogue, one global split by time, both views, per tier, 95 % intervals. Reads the snapshot and tonight's
-models; writes ``evaluations/<id>/leaderboard.json`` and a plot. A model that failed to train is named and left out.
+models; writes ``evaluations/<id>/leaderboard.json``, a plot, and ``<view>.parquet``: every customer's ndcg@10, a column
+a recipe. A model that failed to train is named and left out.
 """
 
 import json
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from recsys_tasks.contract import EVERYONE, TIERS, VIEWS
+from recsys_tasks.contract import EVERYONE, TIERS, USER_ID, VIEWS
 from recsys_tasks.errors import ContractError, TrainingError
-from recsys_tasks.lake import fingerprint
+from recsys_tasks.lake import fingerprint, write_table
 from recsys_tasks.metrics import CUTOFFS, beyond_accuracy, bootstrap, per_user
 from recsys_tasks.models import Model
 from recsys_tasks.night import Night
@@ -57,6 +59,7 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
         candidates = shelf.catalog.candidates(start)
         loaded = {recipe: shelf.load(model_id) for recipe, model_id in models.items()}
         rows: list[dict[str, Any]] = []
+        customers: dict[str, pa.Table] = {}
         for view in VIEWS:
             known = truth(shelf.interactions, start, windows.as_of, view)
             new = truth(shelf.interactions, start, windows.as_of, view, returning=False)
@@ -92,12 +95,16 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
                     part = per_user(strangers, new.items)
                     rows.append(_row(recipe, view, "anonymous", part, part))
                 log.info("%s, %s: ndcg@10 %.4f", recipe, view, values["ndcg@10"].mean())
+            scores = {recipe: values["ndcg@10"].astype(np.float32) for recipe, values in of_recipe.items()}
+            customers[view] = pa.table({USER_ID: pa.array(known.past.user_ids[known.users], pa.string()), **scores})
         leaderboard = {"rows": rows, "models": models, "failed": failed, "as_of": night.as_of, "snapshot": snapshot}
         with lake.create(evaluation, {"models": models, "failed": failed, "snapshot": snapshot}) as folder:
             (folder / "leaderboard.json").write_text(json.dumps(leaderboard, indent=1) + "\n")
             plot(rows, folder / "leaderboard.png")
+            for view, table in customers.items():
+                write_table(table, folder / f"{view}.parquet")
     rows = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())["rows"]
-    for recipe in models:
+    for recipe in models if night.tracked else ():
         night.tracking.log_evaluation(
             night.name, Recipe(recipe), flat_metrics(rows, recipe), lake.path(evaluation) / "leaderboard.png"
         )

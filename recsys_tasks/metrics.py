@@ -118,12 +118,17 @@ def bootstrap(values: Mapping[str, np.ndarray], seed: int = 0, resamples: int = 
     All metrics see the same draws, so the interval of a difference is that of the difference's own values.
     """
     names = list(values)
-    table = np.stack([values[name] for name in names], 1)  # (U, n_metrics)
-    rng = np.random.default_rng(seed)
-    means = np.empty((resamples, len(names)))
-    for start in range(0, resamples, 50):
-        weights = rng.poisson(1.0, (min(50, resamples - start), len(table))).astype(np.float64)
-        total = np.maximum(weights.sum(1, keepdims=True), 1)
-        means[start : start + 50] = weights @ table / total
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    table = np.stack([*(values[name] for name in names), np.ones(len(values[names[0]]))], 1)  # (U, n_metrics + 1)
+    sums = bootstrap_sums(table, seed, resamples)
+    low, high = np.quantile(sums[:, :-1] / np.maximum(sums[:, -1:], 1), [0.025, 0.975], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
+
+
+def bootstrap_sums(table: np.ndarray, seed: int = 0, resamples: int = 1000) -> np.ndarray:
+    """Return (resamples, n) sums of (U, n) values over users drawn with replacement, the same draws for all columns.
+
+    A ratio, or whatever else is made of sums, has the interval that it has over the draws.
+    """
+    rng = np.random.default_rng(seed)
+    draws = [rng.poisson(1.0, (min(50, resamples - start), len(table))) for start in range(0, resamples, 50)]
+    return np.concatenate([weights.astype(np.float64) @ table for weights in draws])

@@ -1,7 +1,7 @@
 """MLflow: a run per recipe and night, a registered version for each, and the alias that says which one is champion.
 
 Searches for hyper-parameters stand in an experiment of their own, a run a trial below the run of the search; what one
-finds is registered under the alias ``challenger-<model>``.
+finds is registered under the alias ``challenger-<model>``. So do backtests, a run each.
 
 Weights stay in the lake; a version points at the MLflow run, whose artefacts name the lake entry. MLflow is imported
 on first use: it takes seconds.
@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def alias(placement: str) -> str:
 
 
 class Tracking:
-    """The experiments ``nightcart-<shop>`` and ``nightcart-<shop>-tuning``, and the registered ``nightcart-<shop>``."""
+    """The experiments ``nightcart-<shop>``, ``-tuning`` and ``-backtest``, and the registered ``nightcart-<shop>``."""
 
     def __init__(self, settings: Settings, shop: str) -> None:
         self.home = settings.home.absolute()
@@ -114,6 +114,19 @@ class Tracking:
         with self._client() as client:
             run_id = self._search(client, night, model)
             self._log(client, run_id, [(name, value, 0) for name, value in metrics.items()])
+            for file in files:
+                client.log_artifact(run_id, str(file))
+            client.set_terminated(run_id)
+
+    def log_backtest(
+        self, name: str, params: Mapping[str, object], metrics: Sequence[tuple[str, float, int]], files: Iterable[Path]
+    ) -> None:
+        """Record what a backtest found, a step a date, with its tables and plot; the same one again is that run."""
+        with self._client() as client:
+            run_id = self._run_of(client, f"{self.name}-backtest", name, {})
+            self._log(client, run_id, (), params)
+            for start in range(0, len(metrics), 1000):  # as many as MLflow takes at a time
+                self._log(client, run_id, metrics[start : start + 1000])
             for file in files:
                 client.log_artifact(run_id, str(file))
             client.set_terminated(run_id)
