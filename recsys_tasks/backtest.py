@@ -135,7 +135,9 @@ def summarise(nights: Sequence[Night], evaluations: Sequence[str]) -> str:
         with lake.create(entry, {key: content[key] for key in ("shop", "dates", "recipes", "evaluations")}) as folder:
             (folder / "backtest.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
             (folder / "backtest.md").write_text(page(content))
-            plot_dates(rows, baselines, f"{shop.name}: backtest, {_span(dates)}", folder / "backtest.png")
+            plot_dates(
+                rows, baselines, f"{shop.name}: ndcg@10 on the test window before each date", folder / "backtest.png"
+            )
     folder = lake.path(entry)
     described = {"dates": len(dates), "first": dates[0], "last": dates[-1]}
     described |= {name: recipe for recipe, name in _names(content).items()}

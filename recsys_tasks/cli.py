@@ -42,7 +42,7 @@ from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop, load_shop
 from recsys_tasks.snapshot import Snapshot
 from recsys_tasks.validate import validate as validate_files
-from recsys_tasks.versions import activate, current, entry, versions
+from recsys_tasks.versions import current, entry, roll_back, versions
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(width=None if sys.stdout.isatty() else 130)
@@ -397,9 +397,11 @@ def _minute(instant: str | None) -> str:
 
 
 @app.command()
-def rollback(version: str, shop: ShopOption = DEMO) -> None:
-    """Make an earlier version current again, in Parquet and in Redis."""
-    activate(_lake(), _shop(shop), version, "rolled back", _person())
+def rollback(
+    version: str, reason: Annotated[str, typer.Option(help="Why, for the ledger.")] = "", shop: ShopOption = DEMO
+) -> None:
+    """Make an earlier version current again, in Parquet and in Redis. Champions stay, and the next night publishes."""
+    roll_back(_lake(), _shop(shop), version, reason, _person())
     out.print(f"version {version} is current")
 
 

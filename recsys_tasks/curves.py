@@ -103,7 +103,7 @@ def plot_dates(rows: Iterable[Mapping[str, Any]], baselines: Sequence[str], titl
                 if line and recipe not in baselines:
                     low, high = zip(*(row["interval"] for row in line), strict=True)
                     axes.fill_between(days, low, high, color=color, alpha=0.12, lw=0)
-            axes.set(title=f"{view}: ndcg@10 on the test window before each date", ylim=(0, None))
+            axes.set(title=view, ylim=(0, None))
             axes.xaxis.set_major_locator(locator := AutoDateLocator())
             axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         panels[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)

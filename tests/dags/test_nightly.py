@@ -39,7 +39,7 @@ def test_every_dag_file_imports(dagbag):
 
 
 def test_there_are_exactly_these_dags(dagbag):
-    assert set(dagbag.dags) == {"backtest", "nightly", "tune"}, (
+    assert set(dagbag.dags) == {"backtest", "nightly", "rollback", "tune"}, (
         "a DAG came or went: change this set, the README and the docs with it"
     )
 
@@ -112,6 +112,10 @@ def test_every_failure_is_retried_and_told(nightly):
     silent = [task.task_id for task in nightly.tasks if not task.retries or not task.on_failure_callback]
     assert not silent, "give these tasks retries and on_failure_callback, through default_args"
     assert nightly.has_on_failure_callback, "a run that fails as a whole must be told too: set on_failure_callback"
+
+
+def test_a_late_night_is_told(nightly):
+    assert nightly.deadline is not None, "nobody would hear of a night that hangs: set deadline=alerts.deadline()"
 
 
 def test_two_nights_never_run_at_once(nightly):
