@@ -2,7 +2,7 @@
 
 ``NIGHTCART_ALERT_WEBHOOK``   a URL that takes ``{"text": ...}`` by POST, as Slack, Teams and Mattermost do
 ``NIGHTCART_ALERT_EMAIL``     an address; sent through Airflow's ``[smtp]`` connection (``smtp_default``)
-``NIGHTCART_DEADLINE``        hours after which a night that has not ended is late; default 6, 0 for never
+``NIGHTCART_DEADLINE``        hours after which a night that has not ended is late; without it, or with 0, none is
 """
 
 import json
@@ -15,8 +15,6 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 log = logging.getLogger(__name__)
-
-DEADLINE = "6"
 
 
 def failed(context: dict[str, Any]) -> None:
@@ -40,7 +38,7 @@ def deadline() -> Any:
         ``NIGHTCART_DEADLINE`` is no number of hours; Airflow shows it as the DAG's import error.
 
     """
-    text = os.environ.get("NIGHTCART_DEADLINE") or DEADLINE
+    text = os.environ.get("NIGHTCART_DEADLINE") or "0"
     try:
         hours = float(text)
         interval = timedelta(hours=hours)

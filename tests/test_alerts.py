@@ -178,7 +178,7 @@ def test_of_a_late_night_that_has_ended_is_told_what_is_not_known_yet(webhook, s
     assert [told for _, post in webhook.posts if told[0] in post["text"]] == [told] * len(told)
 
 
-@pytest.mark.parametrize(("text", "hours"), [(None, 6), ("", 6), ("1.5", 1.5), ("0", None), ("-1", None)])
+@pytest.mark.parametrize(("text", "hours"), [(None, None), ("", None), ("1.5", 1.5), ("0", None), ("-1", None)])
 def test_the_deadline_of_a_night_is_set_by_the_environment(monkeypatch, text, hours):
     if text is not None:
         monkeypatch.setenv("NIGHTCART_DEADLINE", text)

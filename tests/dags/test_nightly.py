@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from airflow.dag_processing.dagbag import DagBag
 
 from tests.tiny_shop import AS_OF
 
@@ -114,8 +115,11 @@ def test_every_failure_is_retried_and_told(nightly):
     assert nightly.has_on_failure_callback, "a run that fails as a whole must be told too: set on_failure_callback"
 
 
-def test_a_late_night_is_told(nightly):
-    assert nightly.deadline is not None, "nobody would hear of a night that hangs: set deadline=alerts.deadline()"
+@pytest.mark.parametrize(("hours", "is_told"), [("6", True), ("", False)])
+def test_a_late_night_is_told_where_the_environment_says_when(monkeypatch, hours, is_told):
+    monkeypatch.setenv("NIGHTCART_DEADLINE", hours)
+    bag = DagBag(dag_folder=str(ROOT / "dags" / "nightly.py"))
+    assert (bag.dags["nightly"].deadline is not None) is is_told, "set deadline=alerts.deadline()"
 
 
 def test_two_nights_never_run_at_once(nightly):
