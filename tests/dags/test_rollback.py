@@ -73,9 +73,9 @@ def test_a_ledger_of_ten_years_is_read_in_no_time_and_broken_lines_are_passed_ov
     }
     told = [json.dumps({**line, "version": f"v{n}"}) for n in range(4000)]
     (lists / "ledger.jsonl").write_text("\n".join([*told, "[]", "{broken", '{"version": "v3999"']) + "\n")
-    started = time.perf_counter()
+    started = time.process_time()
     found, now = published.choices()
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1, "it is read at every parse"
     assert now is None
     assert found == {"v3999": "as of 2017-12-04 00:00; champions not told; served from 2017-12-04 02:10 UTC"}
 
