@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-TAIL = 200_000
-"""Bytes of the ledger that are read, hundreds of lines: the versions that are kept stand at its end."""
+TAIL = 64_000
+"""Bytes of the ledger that are read, a hundred lines: the versions that are kept stand at its end."""
 
 
 def choices() -> tuple[dict[str, str], str | None]:

@@ -91,11 +91,21 @@ def _recipe(shop: Shop, text: str) -> Recipe:
 
 
 def score(night: Night) -> str:
-    """Make a date's night up to evaluate, or find it made, and return the evaluation's id."""
-    snapshot = ingest(night)
-    vectors = embed(night, snapshot)
-    train_all(night, snapshot, vectors)
-    evaluation = evaluate(night, snapshot, vectors)
+    """Make a date's night up to evaluate, or find it made, and return the evaluation's id.
+
+    Raises
+    ------
+    ContractError
+        The log does not reach this date, or not far enough back from it.
+
+    """
+    try:
+        snapshot = ingest(night)
+        vectors = embed(night, snapshot)
+        train_all(night, snapshot, vectors)
+        evaluation = evaluate(night, snapshot, vectors)
+    except ContractError as error:
+        raise ContractError(f"the date {night.name} cannot be scored: {error}; or choose other dates") from error
     baselines = _baselines(night.shop)
     for row in _rows_of(night, evaluation):
         if row["recipe"] not in baselines:

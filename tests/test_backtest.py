@@ -151,6 +151,14 @@ def test_a_mistake_is_told_with_its_field_and_what_was_expected(tested, change, 
         nights(**{"shop": str(shop), "first": FIRST, "last": LAST, **change})
 
 
+def test_a_date_that_the_log_does_not_reach_is_named(tested):
+    _, shop, _ = tested
+    with pytest.raises(
+        ContractError, match=r"the date 2011-01-05T00:00:00Z cannot be scored: .*; or choose other dates"
+    ):
+        score(nights(str(shop), "2011-01-05", "2011-01-05")[0])
+
+
 def test_the_command_prints_the_means_and_where_the_rest_is(tested):
     home, shop, found = tested
     words = ["backtest", "--shop", str(shop), "--from", FIRST, "--to", LAST, "--every", "3", "--model", "ease"]
