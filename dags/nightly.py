@@ -30,7 +30,7 @@ from datetime import timedelta
 from airflow.sdk import CronTriggerTimetable, Param, TriggerRule, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from include import alerts, approval, assets, connections
+from include import alerts, approval, assets, connections, links
 from include.retries import RETRIES
 
 PARAMS = {
@@ -125,6 +125,7 @@ PARAMS = {
     doc_md=__doc__,
     tags=["nightcart"],
     on_failure_callback=alerts.failed,
+    deadline=alerts.deadline(),
     dagrun_timeout=timedelta(hours=12),
 )
 def nightly():
@@ -175,7 +176,7 @@ def nightly():
 
         return embed.embed(nights.Night(**night), snapshot)
 
-    @task(outlets=[assets.MODELS], map_index_template="{{ recipe }}", max_active_tis_per_dagrun=1)
+    @links.tracked(outlets=[assets.MODELS], map_index_template="{{ recipe }}", max_active_tis_per_dagrun=1)
     def train(night: dict, recipe: str, snapshot: str, vectors: str) -> str:
         from recsys_tasks import night as nights
         from recsys_tasks import train
@@ -183,7 +184,7 @@ def nightly():
         get_current_context()["recipe"] = recipe
         return train.train(nights.Night(**night), recipe, snapshot, vectors)
 
-    @task(trigger_rule=TriggerRule.ALL_DONE)
+    @links.tracked(trigger_rule=TriggerRule.ALL_DONE)
     def rank(night: dict, snapshot: str, vectors: str) -> list:
         from recsys_tasks import night as nights
         from recsys_tasks import train
@@ -192,7 +193,7 @@ def nightly():
             raise AirflowFailException("ingest or embed failed, so there is nothing to rank; see their logs")
         return train.rank(nights.Night(**night), snapshot, vectors)
 
-    @task(trigger_rule=TriggerRule.ALL_DONE)
+    @links.tracked(trigger_rule=TriggerRule.ALL_DONE)
     def decide(night: dict, snapshot: str, vectors: str) -> list:
         from recsys_tasks import night as nights
         from recsys_tasks import train
@@ -201,7 +202,7 @@ def nightly():
             raise AirflowFailException("ingest or embed failed, so there is nothing to decide; see their logs")
         return train.decide(nights.Night(**night), snapshot, vectors)
 
-    @task(outlets=[assets.LEADERBOARD], trigger_rule=TriggerRule.ALL_DONE)
+    @links.tracked(outlets=[assets.LEADERBOARD], trigger_rule=TriggerRule.ALL_DONE)
     def evaluate(night: dict, snapshot: str, vectors: str) -> str:
         from recsys_tasks import evaluate
         from recsys_tasks import night as nights
@@ -210,7 +211,7 @@ def nightly():
             raise AirflowFailException("ingest or embed failed, so there is nothing to evaluate; see their logs")
         return evaluate.evaluate(nights.Night(**night), snapshot, vectors)
 
-    @task(outlets=[assets.CHAMPIONS])
+    @links.tracked(outlets=[assets.CHAMPIONS])
     def promote(night: dict, evaluation: str, snapshot: str, vectors: str, answer: dict | None) -> str:
         from recsys_tasks import night as nights
         from recsys_tasks import promote

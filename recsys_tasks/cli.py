@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
+from recsys_tasks import backtest as backtest_step
 from recsys_tasks import check as check_step
 from recsys_tasks import embed as embed_step
 from recsys_tasks import evaluate as evaluate_step
@@ -32,7 +32,7 @@ from recsys_tasks import recommend as recommend_step
 from recsys_tasks import report as report_step
 from recsys_tasks import train as train_step
 from recsys_tasks import tune as tune_step
-from recsys_tasks.contract import ANONYMOUS, EVERYONE, ITEM_ID, PLACEMENT_VIEW, PLACEMENTS, USER_ID
+from recsys_tasks.contract import ANONYMOUS, EVERYONE, ITEM_ID, PLACEMENT_VIEW, PLACEMENTS, USER_ID, VIEWS
 from recsys_tasks.errors import NightcartError, NothingInLake
 from recsys_tasks.lake import Lake
 from recsys_tasks.night import Night, as_of_of, nights_between, plan
@@ -42,7 +42,7 @@ from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop, load_shop
 from recsys_tasks.snapshot import Snapshot
 from recsys_tasks.validate import validate as validate_files
-from recsys_tasks.versions import activate, current, entry, versions
+from recsys_tasks.versions import current, entry, roll_back, versions
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(width=None if sys.stdout.isatty() else 130)
@@ -90,9 +90,7 @@ def run_night(night: Night, until: str = "report") -> dict[str, Any]:
     if step("embed", lambda: embed_step.embed(night, snapshot)):
         return ids
     vectors = ids["embed"]
-    if step(
-        "train", lambda: [_train(night, recipe, snapshot, vectors) for recipe in chain.from_iterable(night.by_stage)]
-    ):
+    if step("train", lambda: train_step.train_all(night, snapshot, vectors)):
         return ids
     if step("evaluate", lambda: evaluate_step.evaluate(night, snapshot, vectors)):
         return ids
@@ -117,15 +115,6 @@ def run_night(night: Night, until: str = "report") -> dict[str, Any]:
         lambda: report_step.report(night, snapshot, ids["evaluate"], champions, index, ids["check"], ids["publish"]),
     )
     return ids
-
-
-def _train(night: Night, recipe: str, snapshot: str, vectors: str) -> str | None:
-    """Whatever one model does, the night goes on; evaluate names what is missing."""
-    try:
-        return train_step.train(night, recipe, snapshot, vectors)
-    except Exception:
-        logging.getLogger(__name__).exception("%s failed to train; the night goes on without it", recipe)
-        return None
 
 
 def _step_command(name: str) -> None:
@@ -291,6 +280,48 @@ def _print_tuning(found: dict[str, Any]) -> None:
         out.print(f"enters as challenger, {gain}: [bold]{escape(found['challenger'])}[/bold]")
     else:
         out.print("nothing enters: no trial beats the shop's recipe by more than one standard error")
+
+
+@app.command()
+def backtest(
+    first: Annotated[str, typer.Option("--from", help="Date (midnight UTC) or ISO 8601 instant with zone.")],
+    last: Annotated[str, typer.Option("--to", help="The same; no date is after it.")],
+    every: Annotated[int, typer.Option(help="Days from one date to the next.")] = 7,
+    shop: ShopOption = DEMO,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Again for each: a name or a recipe; default all of the shop's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train and score models on rolling dates, each as the night of that date would have. Publishes nothing."""
+    nights = backtest_step.nights(shop, first, last, every, model)
+    bar = track(nights, f"{len(nights)} dates", console=Console(stderr=True), transient=True)
+    entry = backtest_step.summarise(nights, [backtest_step.score(night) for night in bar])
+    folder = nights[0].lake.path(entry)
+    content = json.loads((folder / "backtest.json").read_text())
+    if as_json:
+        out.print_json(data=content)
+        return
+    for view in VIEWS:
+        title = f"{view}: mean of {len(nights)} dates; the ratio is to the best baseline of each date"
+        table = Table(title=title, title_justify="left")
+        for column in ("recipe", "dates", "ndcg@10", "95 %", "recall@10", "coverage@10", "ratio", "95 %"):
+            table.add_column(column, justify="left" if column == "recipe" else "right")
+        rows = [row for row in content["rows"] if (row["date"], row["view"]) == (backtest_step.MEAN, view)]
+        for row in sorted(rows, key=lambda row: -row["ndcg@10"]):
+            numbers = (f"{row['ndcg@10']:.4f}", _interval(row["interval"], 4), f"{row['recall@10']:.4f}")
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
+            rest = (f"{row['coverage@10']:.2%}", ratio, _interval(row["ratio interval"], 3))
+            style = "" if row["recipe"] in content["baselines"] else "bold"
+            table.add_row(escape(Recipe(row["recipe"]).label), str(row["dates"]), *numbers, *rest, style=style)
+        out.print(table)
+    for date, failed in content["failed"].items():
+        out.print(f"[red]{date}: {escape(', '.join(failed))} failed to train[/red]")
+    out.print(f"every date, and a plot: {folder}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _interval(ends: list[float] | None, digits: int) -> str:
+    return f"{ends[0]:.{digits}f}-{ends[1]:.{digits}f}" if ends else ""
 
 
 @app.command()
@@ -472,9 +503,11 @@ def _minute(instant: str | None) -> str:
 
 
 @app.command()
-def rollback(version: str, shop: ShopOption = DEMO) -> None:
-    """Make an earlier version current again, in Parquet and in Redis."""
-    activate(_lake(), _shop(shop), version, "rolled back", _person())
+def rollback(
+    version: str, reason: Annotated[str, typer.Option(help="Why, for the ledger.")] = "", shop: ShopOption = DEMO
+) -> None:
+    """Make an earlier version current again, in Parquet and in Redis. Champions stay, and the next night publishes."""
+    roll_back(_lake(), _shop(shop), version, reason, _person())
     out.print(f"version {version} is current")
 
 

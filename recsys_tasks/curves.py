@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 GREY, BLUE = "#9aa0a6", "#1a73e8"
+LINES = ("-", "--", "-.", ":")
 
 
 def plot_curve(curve: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
@@ -78,6 +80,33 @@ def plot_q_values(q_values: Any, title: str, path: Path) -> None:
             axes.stairs(share, edges, color=color, fill=True, alpha=0.6, label=f"{label}, mean {values.mean():.3f}")
         axes.set(xlabel="Q, discounted reward to come", ylabel="share")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def plot_dates(rows: Iterable[Mapping[str, Any]], baselines: Sequence[str], title: str, path: Path) -> None:
+    """Draw ndcg@10 of every recipe over the dates of a backtest with its interval, a panel a view; baselines are grey.
+
+    A row has ``date`` (ISO 8601, or ``mean``, which is not drawn), ``view``, ``recipe``, ``ndcg@10`` and ``interval``.
+    """
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    of_dates = [row for row in rows if row["date"] != "mean"]
+    views = list(dict.fromkeys(row["view"] for row in of_dates))
+    recipes = list(dict.fromkeys(row["recipe"] for row in of_dates))
+    with _figure(path, title, panels=len(views), height=3.6) as panels:
+        for axes, view in zip(panels, views, strict=True):
+            for n, recipe in enumerate(sorted(recipes, key=lambda recipe: recipe not in baselines)):
+                line = [row for row in of_dates if (row["view"], row["recipe"]) == (view, recipe)]
+                days = [datetime.fromisoformat(row["date"]) for row in line]
+                color, style = (GREY, LINES[n % 4]) if recipe in baselines else (f"C{n % 10}", "-")
+                label = recipe if len(recipe) <= 32 else f"{recipe[:31]}…"
+                axes.plot(days, [row["ndcg@10"] for row in line], style, color=color, marker=".", lw=1.2, label=label)
+                if line and recipe not in baselines:
+                    low, high = zip(*(row["interval"] for row in line), strict=True)
+                    axes.fill_between(days, low, high, color=color, alpha=0.12, lw=0)
+            axes.set(title=view, ylim=(0, None))
+            axes.xaxis.set_major_locator(locator := AutoDateLocator())
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        panels[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Full catalogue, one global split by time, both views, per tier, 95 % intervals; beside every model stands by how much it
 differs from the champions in office, which were trained tonight like itself. Reads the snapshot and tonight's models;
-writes ``evaluations/<id>/leaderboard.json`` and a plot. A model that failed to train is named and left out.
+writes ``evaluations/<id>/leaderboard.json``, a plot, and ``<view>.parquet``: every customer's ndcg@10, a column a
+recipe. A model that failed to train is named and left out.
 """
 
 import json
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from recsys_tasks.contract import EVERYONE, TIERS, VIEWS
+from recsys_tasks.contract import EVERYONE, TIERS, USER_ID, VIEWS
 from recsys_tasks.errors import ContractError, TrainingError
-from recsys_tasks.lake import fingerprint
+from recsys_tasks.lake import fingerprint, write_table
 from recsys_tasks.metrics import CUTOFFS, beyond_accuracy, bootstrap, paired, per_user
 from recsys_tasks.models import Model
 from recsys_tasks.night import Night
@@ -64,6 +66,7 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
         candidates = shelf.catalog.candidates(start)
         loaded = {recipe: shelf.load(model_id) for recipe, model_id in models.items()}
         rows: list[dict[str, Any]] = []
+        customers: dict[str, pa.Table] = {}
         for view in VIEWS:
             known = truth(shelf.interactions, start, windows.as_of, view)
             new = truth(shelf.interactions, start, windows.as_of, view, returning=False)
@@ -94,14 +97,18 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
                     )
                     of_strangers[recipe] = per_user(strangers, new.items)
                 log.info("%s, %s: ndcg@10 %.4f", recipe, view, values["ndcg@10"].mean())
+            scores = {recipe: values["ndcg@10"].astype(np.float32) for recipe, values in of_recipe.items()}
+            customers[view] = pa.table({USER_ID: pa.array(known.past.user_ids[known.users], pa.string()), **scores})
             found = board(view, tier, of_recipe, of_strangers, night.champions, shop.gate)
             rows += [row | (whole[row["recipe"]] if row["tier"] == EVERYONE else {}) for row in found]
         leaderboard = {"rows": rows, **described, "as_of": night.as_of, "snapshot": snapshot}
         with lake.create(evaluation, {**described, "snapshot": snapshot}) as folder:
             (folder / "leaderboard.json").write_text(json.dumps(leaderboard, indent=1) + "\n")
             plot(rows, folder / "leaderboard.png")
+            for view, table in customers.items():
+                write_table(table, folder / f"{view}.parquet")
     rows = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())["rows"]
-    for recipe in models:
+    for recipe in models if night.tracked else ():
         night.tracking.log_evaluation(
             night.name, Recipe(recipe), flat_metrics(rows, recipe), lake.path(evaluation) / "leaderboard.png"
         )

@@ -178,17 +178,24 @@ _POISSON = np.repeat(np.arange(9.0), np.diff(np.rint(2**16 * np.cumsum([0, *_CHA
 
 def _resampled(table: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     """Return (resamples, n) means of a (U, n) table over users drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    means = np.empty((resamples, table.shape[1]))
+    sums = bootstrap_sums(np.column_stack([table, np.ones(len(table))]), seed, resamples)
+    return sums[:, :-1] / np.maximum(sums[:, -1:], 1)
+
+
+def bootstrap_sums(table: np.ndarray, seed: int = 0, resamples: int = 1000) -> np.ndarray:
+    """Return (resamples, n) sums of (U, n) values over users drawn with replacement, the same draws for all columns.
+
+    A ratio, or whatever else is made of sums, has the interval that it has over the draws.
+    """
+    rng, sums = np.random.default_rng(seed), np.empty((resamples, table.shape[1]))
     for start in range(0, resamples, 50):
-        weights = _POISSON[rng.integers(0, len(_POISSON), (min(50, resamples - start), len(table)), np.uint16)]
-        total = np.maximum(weights.sum(1, keepdims=True), 1)
-        means[start : start + 50] = weights @ table / total
-    return means
+        part = sums[start : start + 50]
+        part[:] = _POISSON[rng.integers(0, len(_POISSON), (len(part), len(table)), np.uint16)] @ table
+    return sums
 
 
 def bootstrap_share(part: np.ndarray, whole: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
     """Return the 95 % percentile interval of ``part.sum() / whole.sum()``, (U,) each, users drawn as above."""
-    parts, wholes = _resampled(np.stack([part, whole], 1), seed, resamples).T
+    parts, wholes = bootstrap_sums(np.column_stack([part, whole]), seed, resamples).T
     low, high = np.quantile(parts / np.maximum(wholes, 1e-12), [0.025, 0.975])
     return float(low), float(high)

@@ -37,6 +37,8 @@ class Night:
     """Placement -> recipe in office when the night began, which challengers are compared with."""
     asked_by: str | None = None
     """The person who asked for this night, for the ledger; None where a schedule did."""
+    tracked: bool = True
+    """Whether MLflow keeps a run of every model; the dates of a backtest leave that to the backtest."""
     shards: list[int] = field(default_factory=list)
     starts: dict[str, str] = field(default_factory=dict)
     """Recipe -> earlier model whose weights its training begins with tonight; the others begin with nothing."""

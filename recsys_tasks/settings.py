@@ -14,6 +14,9 @@ class Settings(BaseSettings):
     home: Path = Field(Path("var"), description="folder of the lake, the MLflow store and the embedded Valkey")
     redis_url: str | None = Field(None, description="any Redis or Valkey URL; without it an embedded Valkey is used")
     mlflow_tracking_uri: str | None = Field(None, description="an MLflow server; without it SQLite in the home")
+    mlflow_ui: str | None = Field(
+        None, pattern="^https?://", description="MLflow's pages as browsers reach them; without it the server's address"
+    )
     memory_gb: float = Field(
         2.0, gt=0, description="memory of the engine while it works on the log; the rest goes to disk"
     )

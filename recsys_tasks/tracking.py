@@ -1,7 +1,7 @@
 """MLflow: a run per recipe and night, a registered version for each, and the alias that says which one is champion.
 
 Searches for hyper-parameters stand in an experiment of their own, a run a trial below the run of the search; what one
-finds is registered under the alias ``challenger-<model>``.
+finds is registered under the alias ``challenger-<model>``. So do backtests, a run each.
 
 Weights stay in the lake; a version points at the MLflow run, whose artefacts name the lake entry. MLflow is imported
 on first use: it takes seconds.
@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from recsys_tasks.contract import PLACEMENT_VIEW
 from recsys_tasks.curves import plot_curve
@@ -35,13 +36,33 @@ def alias(placement: str) -> str:
 
 
 class Tracking:
-    """The experiments ``nightcart-<shop>`` and ``nightcart-<shop>-tuning``, and the registered ``nightcart-<shop>``."""
+    """The experiments ``nightcart-<shop>``, ``-tuning`` and ``-backtest``, and the registered ``nightcart-<shop>``."""
 
     def __init__(self, settings: Settings, shop: str) -> None:
         self.home = settings.home.absolute()
         self.uri = settings.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
         self.name = f"nightcart-{shop}"
+        self.ui = _web_address(settings.mlflow_ui or settings.mlflow_tracking_uri or "")
+        """Address of MLflow's pages; empty where it has none, as with SQLite."""
         self._is_embedded = not settings.mlflow_tracking_uri
+
+    def page(self, night: str | None = None, recipe: Recipe | None = None) -> str:
+        """Return the address of a recipe's run, of a night's runs, or (without a night) of the registered models.
+
+        Empty where MLflow has no pages, or not this one.
+        """
+        if not self.ui or not night:
+            return self.ui and f"{self.ui}/#/models/{quote(self.name)}"
+        with self._client() as client:
+            experiment = client.get_experiment_by_name(self.name)
+            if not experiment:
+                return ""
+            runs = f"{self.ui}/#/experiments/{experiment.experiment_id}"
+            if not recipe:
+                wanted = f"tags.night = '{night}'"
+                return f"{runs}?searchFilter={quote(wanted)}"
+            run_id = self._known(client, experiment.experiment_id, f"{night} {recipe.text}")
+            return f"{runs}/runs/{run_id}" if run_id else ""
 
     def champions(self) -> dict[str, Recipe]:
         """Return the champion's recipe of each placement that has one."""
@@ -118,6 +139,19 @@ class Tracking:
                 client.log_artifact(run_id, str(file))
             client.set_terminated(run_id)
 
+    def log_backtest(
+        self, name: str, params: Mapping[str, object], metrics: Sequence[tuple[str, float, int]], files: Iterable[Path]
+    ) -> None:
+        """Record what a backtest found, a step a date, with its tables and plot; the same one again is that run."""
+        with self._client() as client:
+            run_id = self._run_of(client, f"{self.name}-backtest", name, {})
+            self._log(client, run_id, (), params)
+            for start in range(0, len(metrics), 1000):  # as many as MLflow takes at a time
+                self._log(client, run_id, metrics[start : start + 1000])
+            for file in files:
+                client.log_artifact(run_id, str(file))
+            client.set_terminated(run_id)
+
     def challenge(self, night: str, recipe: Recipe, reason: str) -> None:
         """Register the recipe that a search found, so that nights train it beside the shop's own."""
         with self._client() as client:
@@ -185,11 +219,14 @@ class Tracking:
         else:
             artifacts = (self.home / "mlartifacts" / name).as_uri() if self._is_embedded else None
             experiment_id = client.create_experiment(name, artifact_location=artifacts)
-        bare = key.replace("'", "")
-        found = client.search_runs([experiment_id], f"tags.nightcart = '{bare}'")
-        if found:
-            return found[0].info.run_id
-        return client.create_run(experiment_id, run_name=key, tags={"nightcart": bare, **tags}).info.run_id
+        if run_id := self._known(client, experiment_id, key):
+            return run_id
+        return client.create_run(experiment_id, run_name=key, tags={"nightcart": _bare(key), **tags}).info.run_id
+
+    @staticmethod
+    def _known(client: "MlflowClient", experiment_id: str, key: str) -> str | None:
+        found = client.search_runs([experiment_id], f"tags.nightcart = '{_bare(key)}'")
+        return found[0].info.run_id if found else None
 
     @contextmanager
     def _client(self) -> Iterator["MlflowClient"]:
@@ -205,6 +242,24 @@ class Tracking:
             raise TemporarilyUnavailable(
                 f"MLflow at {self.uri} did not do as asked: {error}. Check NIGHTCART_MLFLOW_TRACKING_URI and the server"
             ) from error
+
+
+def _bare(key: str) -> str:
+    """Return a key as it may stand between quotes of MLflow's filters."""
+    return key.replace("'", "")
+
+
+def _web_address(uri: str) -> str:
+    """Return a web address without the password that a tracking URI may carry; empty where it is none.
+
+    >>> _web_address("http://night:secret@mlflow:5000/"), _web_address("sqlite:///mlflow.db")
+    ('http://mlflow:5000', '')
+
+    """
+    found = urlsplit(uri)
+    if found.scheme not in ("http", "https"):
+        return ""
+    return urlunsplit((found.scheme, found.netloc.rpartition("@")[2], found.path.rstrip("/"), "", ""))
 
 
 def _steps(curve: Iterable[Mapping[str, float]]) -> Iterator[tuple[str, float, int]]:

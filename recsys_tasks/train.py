@@ -6,6 +6,7 @@ Reads the snapshot and the text vectors, and for the second stage the models of 
 
 import logging
 import time
+from itertools import chain
 
 from recsys_tasks.night import Night
 from recsys_tasks.recipe import Recipe, Shelf
@@ -26,8 +27,22 @@ def train(night: Night, recipe: str, snapshot: str, vectors: str) -> str:
         log.info("%s: begins with the weights of %s", recipe, start)
     model_id = shelf.fit(wanted, night.windows, sources, start)
     log.info("%s: %s in %.0f s", recipe, model_id, time.monotonic() - started)
-    night.tracking.log_training(night.name, wanted, model_id, snapshot, night.lake.path(model_id))
+    if night.tracked:
+        night.tracking.log_training(night.name, wanted, model_id, snapshot, night.lake.path(model_id))
     return model_id
+
+
+def train_all(night: Night, snapshot: str, vectors: str) -> list[str | None]:
+    """Train every recipe, stage after stage; whatever one of them does, the night goes on. None for one that failed."""
+    return [_tolerant(night, recipe, snapshot, vectors) for recipe in chain.from_iterable(night.by_stage)]
+
+
+def _tolerant(night: Night, recipe: str, snapshot: str, vectors: str) -> str | None:
+    try:
+        return train(night, recipe, snapshot, vectors)
+    except Exception:
+        log.exception("%s failed to train; the night goes on without it", recipe)
+        return None
 
 
 def rank(night: Night, snapshot: str, vectors: str) -> list[str]:

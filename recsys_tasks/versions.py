@@ -1,5 +1,6 @@
 """Published versions: which is current, what they hold, and how another one becomes current."""
 
+import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from recsys_tasks import ledger
 from recsys_tasks.contract import ITEM_ID, PLACEMENTS, USER_ID
-from recsys_tasks.errors import NothingInLake
+from recsys_tasks.errors import ContractError, NothingInLake
 from recsys_tasks.lake import Lake
 from recsys_tasks.online_store import OnlineStore, open_store
 from recsys_tasks.settings import Settings
@@ -66,6 +67,49 @@ def activate(lake: Lake, shop: Shop, version: str, reason: str, by: str | None =
             for placement in (*PLACEMENTS, TRACES):
                 lake.drop(entry(placement, old))
             log.info("version %s is older than the %d kept and was removed", old, shop.keep_versions)
+
+
+def roll_back(lake: Lake, shop: Shop, version: str, reason: str = "", by: str | None = None) -> None:
+    """Make an earlier version the current one again; the ledger keeps who asked and why.
+
+    Champions stay: the next night chooses among recipes as ever, and publishes a version of its own.
+
+    Raises
+    ------
+    NothingInLake
+        The shop has no such version.
+    ContractError
+        The version serves already.
+
+    """
+    now, told = current(lake), f"rolled back: {reason}" if reason else "rolled back"
+    others = [v for v in reversed(versions(lake, shop)) if not now or v != now["version"]]
+    if now and now["version"] == version and now["shop"] == shop.name:
+        if (now["reason"], now["by"]) != (told, by):  # else this is the same wish, cut off half-way and tried again
+            raise ContractError(f"version: {version} serves already, since {now['at']}; expected one of {others}")
+    elif version not in others:
+        whose = f"; this lake serves {now['shop']}, give its shop file" if now and now["shop"] != shop.name else ""
+        raise NothingInLake(
+            f"version: {version!r} is not in the lake; there are {others} of the shop {shop.name}{whose}"
+        )
+    activate(lake, shop, version, told, by)
+
+
+def serving(lake: Lake) -> str:
+    """Return the shop file of the night that was reported last.
+
+    Raises
+    ------
+    NothingInLake
+        There was no such night.
+
+    """
+    found = lake.current("reports")
+    if not found:
+        raise NothingInLake(
+            f"{lake.root} holds no report yet, so no shop is known; run a night first, or name the shop"
+        )
+    return json.loads((lake.path(found["report"]) / "report.json").read_text())["shop_file"]
 
 
 def flip(lake: Lake, store: OnlineStore, shop: Shop, version: str, reason: str, by: str | None) -> None:

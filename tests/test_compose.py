@@ -111,7 +111,10 @@ def test_every_service_that_stays_says_whether_it_is_healthy(name):
 def test_every_variable_of_nightcart_is_one_that_it_reads():
     from recsys_tasks.settings import Settings
 
-    known = {f"NIGHTCART_{field.upper()}" for field in Settings.model_fields} | {"NIGHTCART_ALERT_WEBHOOK"}
+    known = {f"NIGHTCART_{field.upper()}" for field in Settings.model_fields} | {
+        "NIGHTCART_ALERT_WEBHOOK",
+        "NIGHTCART_DEADLINE",
+    }
     named = set(re.findall(r"NIGHTCART_[A-Z_]+", TEXT + DOCKERFILE))
     assert named <= known, "nothing reads these"
 

@@ -11,6 +11,7 @@ from recsys_tasks.metrics import (
     USER_METRICS,
     beyond_accuracy,
     bootstrap,
+    bootstrap_sums,
     catalog_coverage,
     gini,
     hits,
@@ -185,3 +186,12 @@ def test_the_bootstrap_of_a_difference_is_narrower_than_of_its_parts_where_they_
     assert found["b - a"][1] - found["b - a"][0] < 1e-9
     # the same draws for both: the ends of b are those of a, moved
     assert found["b"][0] == pytest.approx(found["a"][0] + 0.01)
+
+
+def test_sums_over_drawn_customers_keep_columns_paired():
+    values = np.random.default_rng(3).random((40, 2))
+    sums = bootstrap_sums(np.column_stack([values, 3 * values[:, 0], np.ones(40)]), resamples=120)
+    assert sums.shape == (120, 4)
+    np.testing.assert_allclose(sums[:, 2] / sums[:, 0], 3)
+    ends = np.quantile(sums[:, 1] / sums[:, 3], [0.025, 0.975])
+    np.testing.assert_allclose(ends, bootstrap({"": values[:, 1]}, resamples=120)[""])

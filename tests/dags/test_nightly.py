@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from airflow.dag_processing.dagbag import DagBag
 
 from tests.tiny_shop import AS_OF
 
@@ -39,7 +40,7 @@ def test_every_dag_file_imports(dagbag):
 
 
 def test_there_are_exactly_these_dags(dagbag):
-    assert set(dagbag.dags) == {"nightly", "tune"}, (
+    assert set(dagbag.dags) == {"backtest", "nightly", "rollback", "tune"}, (
         "a DAG came or went: change this set, the README and the docs with it"
     )
 
@@ -120,6 +121,13 @@ def test_every_failure_is_retried_and_told(nightly):
     silent = [task.task_id for task in nightly.tasks if not task.retries or not task.on_failure_callback]
     assert not silent, "give these tasks retries and on_failure_callback, through default_args"
     assert nightly.has_on_failure_callback, "a run that fails as a whole must be told too: set on_failure_callback"
+
+
+@pytest.mark.parametrize(("hours", "is_told"), [("6", True), ("", False)])
+def test_a_late_night_is_told_where_the_environment_says_when(monkeypatch, hours, is_told):
+    monkeypatch.setenv("NIGHTCART_DEADLINE", hours)
+    bag = DagBag(dag_folder=str(ROOT / "dags" / "nightly.py"))
+    assert (bag.dags["nightly"].deadline is not None) is is_told, "set deadline=alerts.deadline()"
 
 
 def test_two_nights_never_run_at_once(nightly):

@@ -35,11 +35,12 @@ def night(tmp_path_factory, airflow_db, dagbag):
     folder = tmp_path_factory.mktemp("night")
     shop = write_tiny_shop(folder / "shop")
     os.environ["NIGHTCART_HOME"] = str(folder / "home")
+    os.environ["NIGHTCART_MLFLOW_UI"] = "https://mlflow.example/"
     try:
         run = run_once(dagbag.dags["nightly"], {"shop": str(shop), "as_of": AS_OF, "models": MODELS})
         yield run, shop, Lake(folder / "home" / "lake")
     finally:
-        del os.environ["NIGHTCART_HOME"]
+        del os.environ["NIGHTCART_HOME"], os.environ["NIGHTCART_MLFLOW_UI"]
 
 
 @pytest.fixture
@@ -62,6 +63,22 @@ def test_every_task_succeeds(night):
     assert {state for _, state in states} == {"success"}
     assert [name for name, _ in states].count("train") == 5
     assert [name for name, _ in states].count("recommend") == 2
+
+
+def test_tasks_of_models_have_a_button_that_opens_mlflow(night):
+    from airflow.models.serialized_dag import SerializedDagModel
+
+    run, _, _ = night
+    dag = SerializedDagModel.get_dag("nightly")
+    found = {}
+    for task in run.get_task_instances():
+        found.setdefault(task.task_id, []).append(dag.get_task(task.task_id).get_extra_links(task, "MLflow"))
+    pages = "https://mlflow.example/#/"
+    assert found["promote"] == [f"{pages}models/nightcart-tiny"]
+    assert found["evaluate"] == [f"{pages}experiments/1?searchFilter=tags.night%20%3D%20%272011-04-12T00%3A00%3A00Z%27"]
+    assert len(set(found["train"])) == 5
+    assert all(link.startswith(f"{pages}experiments/1/runs/") for link in found["train"] + found["rank"])
+    assert found["ingest"] == [None]
 
 
 def test_each_file_is_in_the_order_of_its_readers(night):
