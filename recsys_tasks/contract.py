@@ -1,5 +1,6 @@
 """Names and schemas of every table that leaves a step: written once here, and nowhere else as a literal."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -105,3 +106,28 @@ RECOMMENDATIONS: Final = pa.schema(
     ]
 )
 """The product. Written by recommend, proven by check, made current by publish, read by the shop."""
+
+
+LATER_STAGES: Final = ("ranker", "agent")
+"""What puts the proposals of the sources in order, and then in another."""
+
+
+def trace_schema(sources: Sequence[str], later: int) -> pa.Schema:
+    """Return the schema of how the lists of one placement came about: a row a customer, sorted by user_id.
+
+    ``items`` are the first ``listed`` items of the list, then proposals that it leaves out, best first. Each stage has
+    a rank (from 1) and a score for each of them, null where it does not propose the item. So many ``LATER_STAGES`` as
+    the champion has are columns; an agent's score is its Q. Written by recommend, kept by publish, read by the
+    inspector.
+    """
+    said = pa.struct([("rank", pa.list_(pa.int32())), ("score", pa.list_(pa.float32()))])
+    return pa.schema(
+        [
+            pa.field(USER_ID, pa.string(), nullable=False),
+            pa.field("tier", pa.string(), nullable=False),
+            pa.field("listed", pa.int16(), nullable=False),
+            pa.field("items", pa.list_(pa.string()), nullable=False),
+            pa.field("sources", pa.struct([(name, said) for name in sources]), nullable=False),
+            *(pa.field(stage, said, nullable=False) for stage in LATER_STAGES[:later]),
+        ]
+    )

@@ -99,6 +99,17 @@ def open_history(lake: Lake, days: list[dict[str, Any]]) -> History:
     return History(lake.path(entry), lake.manifest(entry)["lengths"])
 
 
+def find_history(lake: Lake, days: list[dict[str, Any]]) -> History | None:
+    """Return the history of these files, or their part of one that goes on from there; None where none is kept."""
+    digests = [day["sha256"] for day in days]
+    for entry in lake.entries("history"):
+        manifest = lake.manifest(entry)
+        shared = manifest["days"][: len(days)]
+        if "lengths" in manifest and [digest for digest, _ in shared] == digests:
+            return History(lake.path(entry), manifest["lengths"]).head(sum(rows for _, rows in shared))
+    return None
+
+
 def _earlier(lake: Lake, days: list[dict[str, Any]]) -> tuple[History | None, int]:
     """The history of the most first files that an earlier one shares, and how many."""
     best, shared = None, 0

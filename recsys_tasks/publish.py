@@ -2,7 +2,8 @@
 
 Writes ``recommendations/<placement>/version=<version>/`` with ``_MANIFEST.json``, loads the same lists into Redis
 under the version's own prefix, and only then moves the pointers: ``nightcart:<shop>:current`` and each placement's
-``_CURRENT.json``. Killed before that, readers stay on the old version; run again, it goes on where it stopped.
+``_CURRENT.json``. Killed before that, readers stay on the old version; run again, it goes on where it stopped. What
+``recommend`` traced is kept as long as the version, in ``recommendations/_traces/version=<version>/``.
 """
 
 import json
@@ -13,10 +14,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from recsys_tasks.contract import EVERYONE, PLACEMENTS
+from recsys_tasks.contract import EVERYONE, PLACEMENT_VIEW, PLACEMENTS
 from recsys_tasks.lake import code_fingerprint, fingerprint, sha256
 from recsys_tasks.night import Night
-from recsys_tasks.versions import activate, entry
+from recsys_tasks.versions import TRACES, activate, entry
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,20 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
         if not lake.has(entry(placement, version)):
             manifest = {**described, "placement": placement}
             with lake.create(entry(placement, version), manifest) as folder:
-                manifest["files"] = [_part(lake.path(source), placement, n, folder) for n, source in enumerate(lists)]
+                manifest["files"] = [
+                    _copied(lake.path(source) / f"{placement}.parquet", folder / f"part-{n:04d}.parquet")
+                    for n, source in enumerate(lists)
+                ]
+    traced = {
+        f"{placement}-{n:04d}.parquet": origin
+        for n, source in enumerate(lists)
+        for placement in PLACEMENT_VIEW
+        if (origin := lake.path(source) / f"trace-{placement}.parquet").is_file()
+    }
+    if traced and not lake.has(entry(TRACES, version)):
+        manifest = {key: described[key] for key in ("version", "shop", "as_of", "snapshot", "champions", "code")}
+        with lake.create(entry(TRACES, version), manifest) as folder:
+            manifest["files"] = [_copied(origin, folder / name) for name, origin in traced.items()]
     forced = f", {night.force_promote} forced" if night.force_promote else ""
     activate(lake, shop, version, f"published{forced}", night.asked_by)
     if gone := lake.expire(
@@ -60,8 +74,7 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
     return version
 
 
-def _part(source: Path, placement: str, number: int, folder: Path) -> dict[str, Any]:
+def _copied(origin: Path, target: Path) -> dict[str, Any]:
     """Copy one shard's file, check what arrived, and describe it."""
-    origin, target = source / f"{placement}.parquet", folder / f"part-{number:04d}.parquet"
     shutil.copyfile(origin, target)
     return {"name": target.name, "rows": pq.ParquetFile(target).metadata.num_rows, "sha256": sha256(target)}

@@ -1,7 +1,8 @@
 """Step 7, recommend: lists for one shard of the customers and of the items, each row with its tier, source and reason.
 
-Reads the champions and the index; writes ``lists/<id>/<placement>.parquet``. A shard is the users (and items) whose
-id hashes to it, so a shard that is run again redoes only itself.
+Reads the champions and the index; writes ``lists/<id>/<placement>.parquet``, and beside the lists of customers how they
+came about, ``trace-<placement>.parquet``. A shard is the users (and items) whose id hashes to it, so a shard that is
+run again redoes only itself.
 """
 
 import hashlib
@@ -11,10 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from recsys_tasks.contract import ANONYMOUS, PLACEMENT_VIEW, RECOMMENDATIONS
+from recsys_tasks.contract import ANONYMOUS, LATER_STAGES, PLACEMENT_VIEW, RECOMMENDATIONS, USER_ID, trace_schema
 from recsys_tasks.lake import fingerprint, write_table
-from recsys_tasks.models import Model, Ranked
+from recsys_tasks.models import STAGES, Model, Ranked
 from recsys_tasks.models.base import FILL_HALF_LIFE_DAYS, fill, top_k
+from recsys_tasks.models.trace import Trace
 from recsys_tasks.nearest import NearestItems
 from recsys_tasks.night import Night
 from recsys_tasks.reasons import INTERESTED, PICKED, because_of, done_before, popular_in, similar_to
@@ -23,11 +25,15 @@ from recsys_tasks.snapshot import tiers
 
 log = logging.getLogger(__name__)
 
+_TRACED_TOGETHER = 128
+"""Customers of a row group: so many are read to find one."""
+
 
 def recommend(night: Night, shard: int, champions: str, index: str, snapshot: str, vectors: str) -> str:
     """Write all lists of a shard and return their id."""
     lake, n_shards = night.lake, len(night.shards)
     inputs = {"champions": champions, "index": index, "snapshot": snapshot, "k": night.k, "shard": [shard, n_shards]}
+    inputs["trace"] = night.shop.trace.model_dump()
     lists = f"lists/{shard:04d}-{fingerprint(inputs)}"
     if lake.has(lists):
         log.info("%s: nothing has changed since these lists were made, reused", lists)
@@ -41,8 +47,13 @@ def recommend(night: Night, shard: int, champions: str, index: str, snapshot: st
         users = users[np.argsort(readers)]  # by which Parquet's readers find a list at once
         for placement, view in PLACEMENT_VIEW.items():
             model = shelf.load(lake.manifest(champions)["champions"][placement]["model"])
-            table = _user_lists(night, shelf, model, users, exclude_seen=view == "discovery")
+            wanted = night.shop.trace
+            traced = (len(users), shelf.catalog.n_items, min(wanted.listed, night.k), wanted.left_out)
+            trace = Trace(*traced) if wanted.listed else None
+            table, told = _user_lists(night, shelf, model, users, view == "discovery", trace)
             write_table(table, folder / f"{placement}.parquet")
+            if told:
+                write_table(told, folder / f"trace-{placement}.parquet", _TRACED_TOGETHER)
             log.info("shard %d: %s for %d customers", shard, placement, len(users))
         items = of_shard(shelf.catalog.item_ids, shard, n_shards)
         write_table(_similar(night, shelf, items, index), folder / "similar.parquet")
@@ -61,9 +72,13 @@ def of_shard(ids: np.ndarray, shard: int, n_shards: int) -> np.ndarray:
     return np.array([n for n, d in enumerate(digests) if int.from_bytes(d, "big") % n_shards == shard], np.int64)
 
 
-def _user_lists(night: Night, shelf: Shelf, model: Model, users: np.ndarray, *, exclude_seen: bool) -> pa.Table:
+def _user_lists(
+    night: Night, shelf: Shelf, model: Model, users: np.ndarray, exclude_seen: bool, trace: Trace | None
+) -> tuple[pa.Table, pa.Table | None]:
+    """Return the lists, and how they came about where a trace is kept."""
     shop, log_, catalog = night.shop, shelf.interactions, shelf.catalog
-    ranked = model.recommend(log_, users, night.k, catalog.candidates(log_.as_of), exclude_seen=exclude_seen)
+    candidates = catalog.candidates(log_.as_of)
+    ranked = model.recommend(log_, users, night.k, candidates, exclude_seen=exclude_seen, trace=trace)
     tier = tiers(log_.active_days, shop.tiers.loyal, shop.tiers.warm)
     last = np.zeros(log_.n_items, np.int64)
     ids, names, sources, said, because = [], [], [], [], []
@@ -100,7 +115,34 @@ def _user_lists(night: Night, shelf: Shelf, model: Model, users: np.ndarray, *, 
             else:
                 said.append(PICKED)
                 because.append(None)
-    return _table(ids, names, catalog.item_ids, ranked, sources, said, because)
+    table = _table(ids, names, catalog.item_ids, ranked, sources, said, because)
+    return table, trace and _trace_table(ids, names, catalog.item_ids, model, trace)
+
+
+def _trace_table(ids: Sequence[str], tier: Sequence[str], item_ids: np.ndarray, model: Model, trace: Trace) -> pa.Table:
+    """One row a list; see ``contract.trace_schema``."""
+    there = trace.items >= 0
+    offsets = pa.array(np.concatenate([[0], there.sum(1).cumsum()]), pa.int32())
+
+    def said(name: str) -> pa.Array:
+        rank, score = (of.get(name, np.zeros(there.shape))[there] for of in (trace.ranks, trace.scores))
+        parts = [
+            pa.ListArray.from_arrays(offsets, pa.array(part, kind, mask=rank == 0))
+            for part, kind in ((rank, pa.int32()), (score, pa.float32()))
+        ]
+        return pa.StructArray.from_arrays(parts, ["rank", "score"])
+
+    sources = list(model.witnesses) or [model.name]
+    later = [name for name, stage in STAGES.items() if stage <= STAGES.get(model.name, 1)]
+    columns = {
+        USER_ID: pa.array(ids, pa.string()),
+        "tier": pa.array(tier, pa.string()),
+        "listed": pa.array(there[:, : trace.listed].sum(1), pa.int16()),
+        "items": pa.ListArray.from_arrays(offsets, pa.array(item_ids, pa.string()).take(pa.array(trace.items[there]))),
+        "sources": pa.StructArray.from_arrays([said(name) for name in sources], sources),
+        **{role: said(name) for role, name in zip(LATER_STAGES, later, strict=False)},
+    }
+    return pa.table(columns, trace_schema(sources, len(later)))
 
 
 def _similar(night: Night, shelf: Shelf, items: np.ndarray, index: str) -> pa.Table:

@@ -360,6 +360,13 @@ class Tiers(_Strict):
         return self
 
 
+class Trace(_Strict):
+    """What is kept beside each list, to tell later how it came about (``nightcart inspect``)."""
+
+    listed: int = Field(50, ge=0, le=1000, description="first places of a list that are told of; 0 keeps no trace")
+    left_out: int = Field(20, ge=0, le=1000, description="the best proposals that are not in the list")
+
+
 class Checks(_Strict):
     """What is watched at the door. Robots are quarantined; the others are warnings."""
 
@@ -426,6 +433,7 @@ class Shop(_Strict):
     training: Training = Training()
     tiers: Tiers = Tiers()
     k: int = Field(50, ge=1, le=1000, description="length of every list")
+    trace: Trace = Trace()
     shards: int = Field(4, ge=1, le=4096, description="parts the customers are scored in")
     keep_days: int = Field(
         14, ge=1, description="days that models, vectors, indexes and lists stay after their last use"

@@ -18,9 +18,12 @@ from recsys_tasks.shop import Shop
 
 log = logging.getLogger(__name__)
 
+TRACES = "_traces"
+"""Beside the placements: how the lists of customers came about."""
+
 
 def entry(placement: str, version: str) -> str:
-    """Return where a placement's lists of a version lie in the lake."""
+    """Return where a placement's lists of a version lie in the lake, or its traces."""
     return f"recommendations/{placement}/version={version}"
 
 
@@ -58,7 +61,7 @@ def activate(lake: Lake, shop: Shop, version: str, reason: str, by: str | None =
         kept = versions(lake, shop)
         for old in [v for v in kept if v != version][: max(0, len(kept) - shop.keep_versions)]:
             store.drop(old)
-            for placement in PLACEMENTS:
+            for placement in (*PLACEMENTS, TRACES):
                 lake.drop(entry(placement, old))
             log.info("version %s is older than the %d kept and was removed", old, shop.keep_versions)
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from recsys_tasks.errors import NotFittedError, TrainingError
 from recsys_tasks.metrics import hits, ndcg_at_k
+from recsys_tasks.models.trace import Said, Telling, Trace
 from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.snapshot import Catalog, Interactions
 from recsys_tasks.split import Truth
@@ -83,6 +84,10 @@ class Ranked:
     """bool: put there by popularity, because the model had nothing more to say"""
     sources: np.ndarray
     """object: name of the model that put it there; the model itself or one of its witnesses"""
+
+
+Scorer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, Telling]]
+"""From (n,) user_idx to (n, n_items) scores, their origin, and what the stages said of them."""
 
 
 class Model(ABC):
@@ -187,7 +192,14 @@ class Model(ABC):
         return found
 
     def recommend(
-        self, histories: Interactions, users: np.ndarray, k: int, candidates: np.ndarray, *, exclude_seen: bool
+        self,
+        histories: Interactions,
+        users: np.ndarray,
+        k: int,
+        candidates: np.ndarray,
+        *,
+        exclude_seen: bool,
+        trace: Trace | None = None,
     ) -> Ranked:
         """Return the best k items of each user.
 
@@ -203,6 +215,8 @@ class Model(ABC):
             (n_items,) bool, what may be recommended.
         exclude_seen
             Leave out what the user bought before.
+        trace
+            Is told how these users' lists came about; the lists are the same.
 
         Raises
         ------
@@ -226,18 +240,21 @@ class Model(ABC):
         by_popularity = by_popularity[candidates[by_popularity]]
         scorer = self._sourced_scorer(histories, candidates, exclude_seen)
         names = np.array(list(self.witnesses), object)
+        asked = k + trace.left_out if trace and not self.witnesses else k
         for start in range(0, len(users), 256):
             batch = users[start : start + 256]
             dense = np.full((len(batch), len(candidates)), -np.inf, np.float32)
             known = batch >= 0
             origin = np.zeros(dense.shape if self.witnesses else (len(batch), 0), np.int8)
+            telling: Telling = dict
             if known.any():
-                dense[known], origin[known] = scorer(batch[known])
+                dense[known], origin[known], telling = scorer(batch[known])
             dense[:, ~candidates] = -np.inf
             seen = [_row(histories.bought, user) if exclude_seen and user >= 0 else np.empty(0, int) for user in batch]
             for score, bought in zip(dense, seen, strict=True):
                 score[bought] = -np.inf
-            top, value = top_k(dense, k)
+            best, best_value = top_k(dense, asked)
+            top, value = best[:, :k], best_value[:, :k]
             for n in range(len(batch)):
                 row, own = start + n, int((top[n] >= 0).sum())
                 items[row, :own], scores[row, :own] = top[n, :own], value[n, :own]
@@ -249,6 +266,13 @@ class Model(ABC):
                     items[row, own:end], filled[row, own:end], sources[row, own:end] = more, True, "popular"
                     floor = scores[row, own - 1] if own else np.float32(1)
                     scores[row, own:end] = floor - np.arange(1, len(more) + 1, dtype=np.float32) / 1024
+            if trace:
+                own_lists = items[start : start + len(batch)]
+                if self.witnesses:
+                    trace.note(start, own_lists, np.flatnonzero(known), telling(), list(self.witnesses))
+                else:
+                    said = {self.name: Said.of(best, best_value)}
+                    trace.note(start, own_lists, np.arange(len(batch)), said, [self.name])
         return Ranked(items, scores, filled, sources)
 
     @property
@@ -322,15 +346,14 @@ class Model(ABC):
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
         """Return a function from (n,) user_idx to (n, n_items) float32 scores, -inf where the model has no opinion."""
 
-    def _sourced_scorer(
-        self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool
-    ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def _sourced_scorer(self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool) -> Scorer:
         """Return a function from (n,) user_idx to the scores as ``_scorer`` has them, and where they come from.
 
-        Origins are (n, n_items) int8, the place of the model in ``witnesses``; (n, 0) of a model without them.
+        Origins are (n, n_items) int8, the place of the model in ``witnesses``; (n, 0) of a model without them. A model
+        with witnesses tells what each of them said, and then what it says itself; the scores of others say it all.
         """
         scorer = self._scorer(histories)
-        return lambda users: (scorer(users), np.empty((len(users), 0), np.int8))
+        return lambda users: (scorer(users), np.empty((len(users), 0), np.int8), dict)
 
     @abstractmethod
     def _state(self) -> dict[str, np.ndarray]:

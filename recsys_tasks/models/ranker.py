@@ -22,6 +22,7 @@ from recsys_tasks.errors import ContractError, TrainingError
 from recsys_tasks.models import base
 from recsys_tasks.models.base import Material, Model, top_k
 from recsys_tasks.models.features import Features, Items
+from recsys_tasks.models.trace import Said, Telling
 from recsys_tasks.snapshot import Interactions
 from recsys_tasks.split import Truth, truth
 
@@ -222,25 +223,37 @@ class Ranker(Model):
         scorer = self._sourced_scorer(histories, everything, exclude_seen=False)
         return lambda users: scorer(users)[0]
 
-    def _sourced_scorer(
-        self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool
-    ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def _sourced_scorer(self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool) -> base.Scorer:
         ask = self._candidates(histories, candidates, exclude_seen, self.sources_)
         booster = self.boosters_["discovery" if exclude_seen else "all"]
         names = booster.feature_name()
 
-        def score(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def score(users: np.ndarray) -> tuple[np.ndarray, np.ndarray, Telling]:
             scores = np.full((len(users), len(candidates)), -np.inf, np.float32)
             origin = np.zeros(scores.shape, np.int8)
             told = np.flatnonzero(histories.active_days[users] > 0)  # to all others popularity speaks
-            if len(told):
-                block = ask(users[told])
-                at = told[block.row], block.item
-                scores[at] = booster.predict(block.matrix(names), num_threads=self.config.threads)
-                origin[at] = block.origin
-            return scores, origin
+            if not len(told):
+                return scores, origin, dict
+            block = ask(users[told])
+            at = told[block.row], block.item
+            value = booster.predict(block.matrix(names), num_threads=self.config.threads).astype(np.float32)
+            scores[at], origin[at] = value, block.origin
+            return scores, origin, lambda: self._said(replace(block, row=at[0]), value)
 
         return score
+
+    def _said(self, block: Block, scores: np.ndarray) -> dict[str, Said]:
+        """Return what each source said of its own first candidates, and what the ranker says of all."""
+        said = {}
+        for name in self.sources_:
+            rank = block.features[f"{name}_rank"]
+            own = np.flatnonzero(rank < self.config.candidates)  # beyond, it is no rank among all items
+            score = block.features[f"{name}_score"][own]
+            said[name] = Said(block.row[own], block.item[own], rank[own].astype(np.int32) + 1, score)
+        order = np.lexsort((-scores, block.row))
+        row = block.row[order]
+        rank = np.arange(len(row)) - np.searchsorted(row, row) + 1
+        return {**said, self.name: Said(row, block.item[order], rank, scores[order])}
 
     def report(self) -> dict[str, float]:
         """Return the part of the gain that the ten most useful features of each view bring."""

@@ -26,6 +26,7 @@ from recsys_tasks.models import base
 from recsys_tasks.models.base import Material, Model, top_k
 from recsys_tasks.models.features import Rhythm
 from recsys_tasks.models.sasrec import last_events
+from recsys_tasks.models.trace import Said, Telling
 from recsys_tasks.simulation.agent import Agent, AgentConfig, play_each
 from recsys_tasks.simulation.replay import Log, Observation
 from recsys_tasks.simulation.shop import FEATURES, ShopVectorEnv, list_features
@@ -259,25 +260,23 @@ class TransformerDQN(Model):
         scorer = self._sourced_scorer(histories, everything, exclude_seen=False)
         return lambda users: scorer(users)[0]
 
-    def _sourced_scorer(
-        self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool
-    ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def _sourced_scorer(self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool) -> base.Scorer:
         ask = self._supervised._sourced_scorer(histories, candidates, exclude_seen)
-        observe, preferred = self._observer(histories), self._order()
+        observe, agent = self._observer(histories), self.agent_
+        assert agent is not None
 
-        def score(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            scores, origin = ask(users)
+        def score(users: np.ndarray) -> tuple[np.ndarray, np.ndarray, Telling]:
+            scores, origin, telling = ask(users)
             items, value = top_k(scores, self.config.candidates)  # (n, C)
-            order = np.argsort(-preferred(observe(users, items, value)), axis=1, kind="stable")
+            seen = observe(users, items, value)
+            q = agent.q_values(seen)
+            order = np.argsort(-blended(seen, q, self.weight_), axis=1, kind="stable")
             row, place = np.nonzero(items >= 0)  # what there is stands first, in both orders
-            scores[row, np.take_along_axis(items, order, 1)[row, place]] = value[row, place]
-            return scores, origin
+            items, q = (np.take_along_axis(found, order, 1) for found in (items, q))
+            scores[row, items[row, place]] = value[row, place]
+            return scores, origin, lambda: {**telling(), self.name: Said.of(items, q)}
 
         return score
-
-    def _order(self) -> Order:
-        assert self.agent_ is not None
-        return ordered(self.agent_, self.weight_)
 
     def _observer(self, histories: Interactions) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Observation]:
         """Return a function from users (n,), candidates and scores (n, C) to what the agent sees before a visit."""
@@ -316,15 +315,16 @@ class TransformerDQN(Model):
 
 def ordered(agent: Agent, weight: float) -> Order:
     """Return the order by supervised score and Q, both standardised within a list, Q with that weight."""
+    return lambda seen: blended(seen, agent.q_values(seen) if weight else None, weight)
 
-    def order(seen: Observation) -> np.ndarray:
-        allowed = seen["action_mask"] > 0
-        score = _standardised(seen["features"][..., FEATURES.index("score")], allowed)
-        if weight:
-            score = score + weight * _standardised(np.where(allowed, agent.q_values(seen), 0), allowed)
-        return np.where(allowed, score, -np.inf)
 
-    return order
+def blended(seen: Observation, q: np.ndarray | None, weight: float) -> np.ndarray:
+    """Return that order of (n, C) candidates whose Q is given; None where it has no weight."""
+    allowed = seen["action_mask"] > 0
+    score = _standardised(seen["features"][..., FEATURES.index("score")], allowed)
+    if q is not None:
+        score = score + weight * _standardised(np.where(allowed, q, 0), allowed)
+    return np.where(allowed, score, -np.inf)
 
 
 def _standardised(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
