@@ -204,7 +204,7 @@ def show_customer(request: Request, id: str, version: str = "", beside: str = ""
         other=other,
         no_other=no_other,
         sides={placement: _sides(customer, other, placement) for placement in customer["placements"]} if other else {},
-        names={placement: _sources(made) for placement, made in customer["placements"].items()},
+        names={placement: _stages(made) for placement, made in customer["placements"].items()},
         versions=kept,
         current=(versions.current(lake) or {}).get("version"),
     )
@@ -292,9 +292,11 @@ def _kept(lake: Lake, shop: Any, *wanted: str) -> list[str]:
     return kept
 
 
-def _sources(made: dict[str, Any]) -> list[str]:
-    """The models that proposed something for a list."""
-    return sorted({name for row in made["list"] + made["left_out"] for name in row["sources"]})
+def _stages(made: dict[str, Any]) -> list[str]:
+    """Who said something of the items of a list: the models that proposed them, then the ranker and the agent."""
+    rows = made["list"] + made["left_out"]
+    later = [stage for stage in ("ranker", "agent") if any(row[stage] for row in rows)]
+    return [*sorted({name for row in rows for name in row["sources"]}), *later]
 
 
 def _sides(customer: dict[str, Any], other: dict[str, Any], placement: str) -> list[dict[str, Any]]:
