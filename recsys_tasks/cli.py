@@ -25,14 +25,14 @@ from recsys_tasks import embed as embed_step
 from recsys_tasks import evaluate as evaluate_step
 from recsys_tasks import index as index_step
 from recsys_tasks import ingest as ingest_step
-from recsys_tasks import ledger
+from recsys_tasks import inspector, ledger
 from recsys_tasks import promote as promote_step
 from recsys_tasks import publish as publish_step
 from recsys_tasks import recommend as recommend_step
 from recsys_tasks import report as report_step
 from recsys_tasks import train as train_step
 from recsys_tasks import tune as tune_step
-from recsys_tasks.contract import ANONYMOUS, EVERYONE, PLACEMENT_VIEW, PLACEMENTS, USER_ID
+from recsys_tasks.contract import ANONYMOUS, EVERYONE, ITEM_ID, PLACEMENT_VIEW, PLACEMENTS, USER_ID
 from recsys_tasks.errors import NightcartError, NothingInLake
 from recsys_tasks.lake import Lake
 from recsys_tasks.night import Night, as_of_of, nights_between, plan
@@ -327,6 +327,109 @@ def show_recommendations(
 def similar(item: str, k: int = 10, as_json: AsJson = False) -> None:
     """Print the items most like an item."""
     _show_list(item, "similar", k, as_json)
+
+
+@app.command()
+def inspect(
+    what: Annotated[str | None, typer.Argument(metavar="CUSTOMER_OR_ITEM", help="An id, or a part of a title.")] = None,
+    shop: ShopOption = DEMO,
+    version: Annotated[str | None, typer.Option(help="One that is kept; default the current.")] = None,
+    against: Annotated[str | None, typer.Option(help="Another version, to set a customer's lists beside.")] = None,
+    k: Annotated[int, typer.Option(help="How many rows to show of each table.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Tell why a customer got a list: history, what sources, ranker and agent said, what the list leaves out."""
+    if what is None:
+        out.print(
+            "Whom or what? nightcart inspect with the id of a customer or an item, or a part of a title to search for; "
+            "--version looks into an earlier version, --against sets two side by side"
+        )
+        return
+    lake, description = _lake(), _shop(shop)
+    if against:
+        compared = inspector.compare(lake, description, what, version, against)
+        out.print_json(data=compared) if as_json else _print_compared(compared, k)
+        return
+    try:
+        found, show = inspector.customer(lake, description, what, version), _print_customer
+    except NothingInLake as unknown:
+        hits = inspector.search(lake, description, what)
+        if any(row[ITEM_ID] == what for row in hits["items"]):
+            found, show = inspector.item(lake, description, what, version), _print_item
+        elif version is None and any(hits.values()):
+            found, show = hits, _print_hits
+        else:
+            raise unknown from None
+    out.print_json(data=found) if as_json else show(found, k)
+
+
+def _print_customer(found: dict[str, Any], k: int) -> None:
+    out.rule(escape(f"{found['user_id']} ({found['tier']}), version {found['version']} as of {found['as_of']}"))
+    shown = found["history"][:k]
+    table = Table("time", "event", "item", "title", "price", title_justify="left")
+    table.title = f"history: the newest {len(shown)} of {found['n_events']:,} events"
+    for row in shown:
+        price = "" if row["price"] is None else f"{row['price']:.2f}"
+        table.add_row(*map(escape, (_minute(row["time"]), row["type"], row["item_id"], row["title"], price)))
+    out.print(table)
+    for placement, told in found["placements"].items():
+        for name, rows in ((placement, told["list"]), (f"{placement}, left out", told["left_out"])):
+            if rows:
+                _print_explained(f"{name} (champion: {told['champion']})", rows[:k])
+        if told["note"]:
+            out.print(f"[yellow]{escape(told['note'])}[/yellow]")
+
+
+def _print_explained(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("rank", "item", "title", "why", "sources", "ranker", "agent"):
+        table.add_column(column, justify="right" if column in ("rank", "ranker", "agent") else "left")
+    for row in rows:
+        best = sorted(row["sources"].items(), key=lambda told: told[1]["rank"])
+        sources = ", ".join(f"{name} {told['rank']}" for name, told in best)
+        later = (f"{row[stage]['rank']}" if row[stage] else "" for stage in ("ranker", "agent"))
+        why = "; ".join(filter(None, (row["reason"], row["note"])))
+        words = (str(row["rank"] or ""), row["item_id"], row["title"], why, sources, *later)
+        table.add_row(*map(escape, words))
+    out.print(table)
+
+
+def _print_compared(found: dict[str, Any], k: int) -> None:
+    out.rule(escape(f"{found['user_id']}: version {found['version']} against {found['other']}"))
+    for placement, told in found["placements"].items():
+        kept, new, gone = (told[name] for name in ("kept", "new", "gone"))
+        table = Table("rank", "before", "item", "title", "reason", title_justify="left")
+        table.title = f"{placement}: {len(kept)} kept, {len(new)} new, {len(gone)} gone"
+        now = sorted(kept + new, key=lambda row: row["rank"])[:k]
+        for row in [*now, *gone[:k]]:
+            places = [str(row.get(name, "")) for name in ("rank", "before")]
+            change = row.get("change", 0)
+            places[1] += f" ({change:+d})" if change else ""
+            style = "" if "before" in row and "rank" in row else "green" if "rank" in row else "red"
+            table.add_row(*map(escape, (*places, row["item_id"], row["title"], row["reason"])), style=style)
+        out.print(table)
+
+
+def _print_item(found: dict[str, Any], k: int) -> None:
+    out.rule(escape(f"{found['item_id']}: {found['title']}, version {found['version']}"))
+    facts = [f"{name} {found[name]}" for name in ("category", "brand", "price") if found[name] is not None]
+    facts += ["available" if found["available"] else "not available"]
+    facts += [f"{found['n_events']:,} events", f"{found['n_buyers']:,} buyers"]
+    facts += [f"in the {placement} list of {n:,} customers" for placement, n in found["listed"].items()]
+    out.print(escape("; ".join(facts)))
+    table = Table("rank", "item", "title", "score", title="similar", title_justify="left")
+    for row in found["similar"][:k]:
+        table.add_row(*map(escape, (str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")))
+    out.print(table)
+
+
+def _print_hits(found: dict[str, Any], k: int) -> None:
+    for name, rows in found.items():
+        if rows:
+            table = Table(*rows[0], title=name, title_justify="left")
+            for row in rows[:k]:
+                table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
+            out.print(table)
 
 
 @app.command(name="versions")

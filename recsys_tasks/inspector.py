@@ -4,7 +4,7 @@ Everything was written down when the lists were made, so no model is run: the li
 and the catalogue of its snapshot are read. Texts that people type reach SQL as parameters only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from recsys_tasks import ledger
 from recsys_tasks.contract import (
+    ANONYMOUS,
     EVENT_TYPE,
     EVENT_TYPES,
     ITEM_ID,
@@ -27,7 +28,7 @@ from recsys_tasks.contract import (
 )
 from recsys_tasks.errors import NothingInLake
 from recsys_tasks.history import find_history
-from recsys_tasks.lake import Lake
+from recsys_tasks.lake import Lake, shard_of
 from recsys_tasks.recipe import Recipe
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import iso
@@ -40,7 +41,7 @@ LEFT_OUT_SHOWN = 20
 NEAR = 5
 """Ids that are named where one is not found."""
 
-_FACTS = f"{ITEM_ID}, title, category[-1] AS category, brand, price"
+_FACTS = (ITEM_ID, "title", "category", "brand", "price")
 FILLED = "no model proposed it: the list is filled up with what is popular"
 OWN = "bought before; no source has it among its first proposals"
 
@@ -62,16 +63,20 @@ def search(lake: Lake, shop: Shop, text: str, limit: int = 20) -> dict[str, list
             f"SELECT {USER_ID}, tier FROM read_parquet($files) WHERE rank = 1 AND contains(lower({USER_ID}), $text) "
             f"ORDER BY NOT starts_with(lower({USER_ID}), $text), {USER_ID} LIMIT $limit"
         )
-        items = (
-            f"SELECT {_FACTS} FROM read_parquet($files) "
+        found = (
+            f"SELECT {', '.join(_FACTS)} FROM read_parquet($files) "
             f"WHERE starts_with(lower({ITEM_ID}), $text) OR contains(lower(title), $text) "
             f"ORDER BY NOT starts_with(lower({ITEM_ID}), $text), title, {ITEM_ID} LIMIT $limit"
         )
         asked = {"text": text.lower(), "limit": limit}
         files = _files(lake, PLACEMENTS[0], published["version"])
+        items = _rows(db, found, files=_catalogue(lake, published), **asked)
         return {
             "customers": _rows(db, customers, files=files, **asked),
-            "items": _rows(db, items, files=_catalogue(lake, published), **asked),
+            "items": [
+                {**row, "title": row["title"] or row[ITEM_ID], "category": (row["category"] or [None])[-1]}
+                for row in items
+            ],
         }
 
 
@@ -89,14 +94,15 @@ def customer(lake: Lake, shop: Shop, user_id: str, version: str | None = None) -
 
     """
     published = _published(lake, shop, version)
-    lists = _lists_of(lake, user_id, published["version"])
-    if not any(lists.values()):
-        raise _unknown(lake, "customer", user_id, published)
-    n_events, history = _history(lake, published, user_id)
-    traces = {placement: _trace(lake, placement, published["version"], user_id) for placement in PLACEMENT_VIEW}
-    told = {item for trace in traces.values() if trace for item in trace["items"]}
-    told |= {row[ITEM_ID] for rows in lists.values() for row in rows} | {row[ITEM_ID] for row in history}
-    facts = _facts(lake, published, told)
+    with duckdb.connect() as db:
+        lists = _lists_of(db, lake, user_id, published["version"])
+        if not any(lists.values()):
+            raise _unknown(db, lake, "customer", user_id, published)
+        n_events, history = _history(db, lake, published, user_id)
+        traces = {placement: _trace(lake, placement, published["version"], user_id) for placement in PLACEMENT_VIEW}
+        told = {item for trace in traces.values() if trace for item in trace["items"]}
+        told |= {row[ITEM_ID] for rows in lists.values() for row in rows} | {row[ITEM_ID] for row in history}
+        facts = _facts(lake, published, told)
     placements = {}
     for placement, rows in lists.items():
         champion = published["champions"].get(placement, {})
@@ -127,24 +133,20 @@ def item(lake: Lake, shop: Shop, item_id: str, version: str | None = None) -> di
     """
     published = _published(lake, shop, version)
     with duckdb.connect() as db:
-        found = _rows(
-            db,
-            f"SELECT {_FACTS}, available FROM read_parquet($files) WHERE {ITEM_ID} = $item",
-            files=_catalogue(lake, published),
-            item=item_id,
-        )
+        found = _facts(lake, published, [item_id]).get(item_id)
         if not found:
-            raise _unknown(lake, "item", item_id, published)
+            raise _unknown(db, lake, "item", item_id, published)
         count = f"SELECT count(*) AS n FROM read_parquet($files) WHERE {ITEM_ID} = $item"
         listed = {
             placement: _rows(db, count, files=_files(lake, placement, published["version"]), item=item_id)[0]["n"]
             for placement in PLACEMENT_VIEW
         }
-    n_events, n_buyers = _interest(lake, shop, published, item_id)
-    like = _list(lake, "similar", published["version"], item_id)
-    facts = _facts(lake, published, [row[ITEM_ID] for row in like])
+        n_events, n_buyers = _interest(db, lake, shop, published, item_id)
+        like = _list(db, lake, "similar", published["version"], item_id)
+        facts = _facts(lake, published, [row[ITEM_ID] for row in like])
     return {
-        **found[0],
+        **found,
+        "title": found["title"] or item_id,
         "version": published["version"],
         "n_events": n_events,
         "n_buyers": n_buyers,
@@ -169,11 +171,12 @@ def compare(lake: Lake, shop: Shop, user_id: str, version: str | None, other: st
 
     """
     published, before = (_published(lake, shop, of) for of in (version, other))
-    lists, earlier = (_lists_of(lake, user_id, of["version"]) for of in (published, before))
-    if not any(lists.values()) and not any(earlier.values()):
-        raise _unknown(lake, "customer", user_id, published)
-    rows = [row for found in (*lists.values(), *earlier.values()) for row in found]
-    facts = _facts(lake, before, [row[ITEM_ID] for row in rows]) | _facts(lake, published, [r[ITEM_ID] for r in rows])
+    with duckdb.connect() as db:
+        lists, earlier = (_lists_of(db, lake, user_id, of["version"]) for of in (published, before))
+        if not any(lists.values()) and not any(earlier.values()):
+            raise _unknown(db, lake, "customer", user_id, published)
+        told = {row[ITEM_ID] for rows in (*lists.values(), *earlier.values()) for row in rows}
+        facts = _facts(lake, before, told) | _facts(lake, published, told)
 
     def placed(row: dict[str, Any], **places: int | None) -> dict[str, Any]:
         named = _named(row[ITEM_ID], facts)
@@ -218,18 +221,19 @@ def _published(lake: Lake, shop: Shop, version: str | None) -> dict[str, Any]:
     return lake.manifest(entry(PLACEMENTS[0], version))
 
 
-def _unknown(lake: Lake, what: str, wanted: str, published: dict[str, Any]) -> NothingInLake:
+def _unknown(
+    db: duckdb.DuckDBPyConnection, lake: Lake, what: str, wanted: str, published: dict[str, Any]
+) -> NothingInLake:
     """Return the error that names ids like the one that is not there."""
     column, files = {
         "customer": (USER_ID, _files(lake, PLACEMENTS[0], published["version"])),
         "item": (ITEM_ID, _catalogue(lake, published)),
     }[what]
-    with duckdb.connect() as db:
-        near = (
-            f"SELECT {column} AS id FROM (SELECT DISTINCT {column} FROM read_parquet($files)) "
-            f"ORDER BY jaro_winkler_similarity(lower({column}), $text) DESC, {column} LIMIT $limit"
-        )
-        ids = [row["id"] for row in _rows(db, near, files=files, text=wanted.lower(), limit=NEAR)]
+    near = (
+        f"SELECT {column} AS id FROM (SELECT DISTINCT {column} FROM read_parquet($files)) "
+        f"ORDER BY jaro_winkler_similarity(lower({column}), $text) DESC, {column} LIMIT $limit"
+    )
+    ids = [row["id"] for row in _rows(db, near, files=files, text=wanted.lower(), limit=NEAR)]
     return NothingInLake(
         f"{wanted!r} is no {what} of version {published['version']}; ids are compared as text. "
         f"The nearest are {', '.join(map(repr, ids))}"
@@ -249,20 +253,27 @@ def _rows(db: duckdb.DuckDBPyConnection, sql: str, **given: Any) -> list[dict[st
     return db.execute(sql, given).to_arrow_table().to_pylist()
 
 
-def _list(lake: Lake, placement: str, version: str, reader: str) -> list[dict[str, Any]]:
+def _list(db: duckdb.DuckDBPyConnection, lake: Lake, placement: str, version: str, reader: str) -> list[dict[str, Any]]:
     """Return the rows of a list, best first; none where there is no list."""
-    table = pq.read_table(_files(lake, placement, version), filters=pc.field(USER_ID) == reader)
-    return table.sort_by("rank").to_pylist()
+    files = _likely_first(_files(lake, placement, version), reader)
+    sql = f"FROM read_parquet($files) WHERE {USER_ID} = $reader ORDER BY rank"
+    return _rows(db, sql, files=files[:1], reader=reader) or _rows(db, sql, files=files, reader=reader)
 
 
-def _lists_of(lake: Lake, user_id: str, version: str) -> dict[str, list[dict[str, Any]]]:
-    return {placement: _list(lake, placement, version, user_id) for placement in PLACEMENT_VIEW}
+def _likely_first(files: list[str], reader: str) -> list[str]:
+    """Return the files of a placement with the one in front that is the shard of a reader; a visitor's is the first."""
+    shard = 0 if reader == ANONYMOUS else shard_of(reader, len(files))
+    return [files[shard], *files[:shard], *files[shard + 1 :]]
+
+
+def _lists_of(db: duckdb.DuckDBPyConnection, lake: Lake, user_id: str, version: str) -> dict[str, list[dict[str, Any]]]:
+    return {placement: _list(db, lake, placement, version, user_id) for placement in PLACEMENT_VIEW}
 
 
 def _trace(lake: Lake, placement: str, version: str, user_id: str) -> dict[str, Any] | None:
     """Return how a customer's list came about (``contract.trace_schema``), or None where no trace was kept."""
-    folder = lake.path(entry(TRACES, version))
-    for path in sorted(folder.glob(f"{placement}-*.parquet")):
+    files = [str(path) for path in sorted(lake.path(entry(TRACES, version)).glob(f"{placement}-*.parquet"))]
+    for path in _likely_first(files, user_id) if files else ():
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
             ids = file.metadata.row_group(group).column(0).statistics
@@ -340,15 +351,18 @@ def _named(item_id: str, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"title": known.get("title") or item_id, "category": known.get("category"), "price": known.get("price")}
 
 
-def _facts(lake: Lake, published: dict[str, Any], items: Sequence[str] | set[str]) -> dict[str, dict[str, Any]]:
+def _facts(lake: Lake, published: dict[str, Any], items: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return what the catalogue of a version says of items, by their ids."""
-    sql = f"SELECT {_FACTS} FROM read_parquet($files) WHERE {ITEM_ID} IN (SELECT unnest($ids))"
-    with duckdb.connect() as db:
-        found = _rows(db, sql, files=_catalogue(lake, published), ids=sorted(items))
-    return {row[ITEM_ID]: row for row in found}
+    (path,) = _catalogue(lake, published)
+    table = pq.ParquetFile(path).read(columns=[*_FACTS, "available"])
+    rows = pc.index_in(pa.array(sorted(set(items)), pa.string()), table[ITEM_ID]).drop_null()
+    found = table.take(rows).to_pylist()
+    return {row[ITEM_ID]: {**row, "category": (row["category"] or [None])[-1]} for row in found}
 
 
-def _history(lake: Lake, published: dict[str, Any], user_id: str) -> tuple[int, list[dict[str, Any]]]:
+def _history(
+    db: duckdb.DuckDBPyConnection, lake: Lake, published: dict[str, Any], user_id: str
+) -> tuple[int, list[dict[str, Any]]]:
     """Return how many events a version knew of a customer, and the newest of them, the newest first."""
     days = lake.manifest(published["snapshot"])["days"]
     files = [str(lake.root / day["file"]) for day in days]
@@ -366,9 +380,8 @@ def _history(lake: Lake, published: dict[str, Any], user_id: str) -> tuple[int, 
         ]
         found, n_events = pa.concat_tables(parts) if parts else None, len(rows)
     else:
-        with duckdb.connect() as db:
-            sql = f"SELECT {', '.join(names)} FROM read_parquet($files) WHERE {USER_ID} = $user ORDER BY {TIMESTAMP}"
-            whole = db.execute(sql, {"files": files, "user": user_id}).to_arrow_table()
+        sql = f"SELECT {', '.join(names)} FROM read_parquet($files) WHERE {USER_ID} = $user ORDER BY {TIMESTAMP}"
+        whole = db.execute(sql, {"files": files, "user": user_id}).to_arrow_table()
         found, n_events = whole.slice(max(0, len(whole) - HISTORY_SHOWN)), len(whole)
     if found is None:
         return 0, []
@@ -376,7 +389,9 @@ def _history(lake: Lake, published: dict[str, Any], user_id: str) -> tuple[int, 
     return n_events, [{**row, "time": iso(row["time"])} for row in reversed(found.to_pylist())]
 
 
-def _interest(lake: Lake, shop: Shop, published: dict[str, Any], item_id: str) -> tuple[int, int]:
+def _interest(
+    db: duckdb.DuckDBPyConnection, lake: Lake, shop: Shop, published: dict[str, Any], item_id: str
+) -> tuple[int, int]:
     """Return how many events a version knew of an item, and how many customers did the target event with it."""
     days = lake.manifest(published["snapshot"])["days"]
     if history := find_history(lake, days):
@@ -384,11 +399,10 @@ def _interest(lake: Lake, shop: Shop, published: dict[str, Any], item_id: str) -
         rows = np.flatnonzero(history.array("item") == code) if code >= 0 else np.empty(0, int)
         targets = rows[history.array("type")[rows] == EVENT_TYPES.index(shop.target)]
         return len(rows), len(np.unique(history.array("user")[targets]))
-    with duckdb.connect() as db:
-        sql = (
-            f"SELECT count(*) AS events, count(DISTINCT {USER_ID}) FILTER ({EVENT_TYPE} = $target) AS buyers "
-            f"FROM read_parquet($files) WHERE {ITEM_ID} = $item"
-        )
-        files = [str(lake.root / day["file"]) for day in days]
-        (found,) = _rows(db, sql, files=files, target=shop.target, item=item_id)
+    sql = (
+        f"SELECT count(*) AS events, count(DISTINCT {USER_ID}) FILTER ({EVENT_TYPE} = $target) AS buyers "
+        f"FROM read_parquet($files) WHERE {ITEM_ID} = $item"
+    )
+    files = [str(lake.root / day["file"]) for day in days]
+    (found,) = _rows(db, sql, files=files, target=shop.target, item=item_id)
     return found["events"], found["buyers"]

@@ -53,6 +53,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shard_of(identifier: str, n: int) -> int:
+    """Return which of n parts an id belongs to: a hash of the id decides, so it never changes.
+
+    >>> [shard_of(name, 3) for name in ("a", "b", "c", "d")]
+    [2, 2, 1, 2]
+
+    """
+    digest = hashlib.blake2b(identifier.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % n
+
+
 def write_table(table: pa.Table, path: Path, group_rows: int | None = None) -> None:
     """Write Parquet in the one way of the lake: zstd, no dictionary on floats, nothing of this machine in the bytes.
 

@@ -5,7 +5,6 @@ came about, ``trace-<placement>.parquet``. A shard is the users (and items) whos
 run again redoes only itself.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from recsys_tasks.contract import ANONYMOUS, LATER_STAGES, PLACEMENT_VIEW, RECOMMENDATIONS, USER_ID, trace_schema
-from recsys_tasks.lake import fingerprint, write_table
+from recsys_tasks.lake import fingerprint, shard_of, write_table
 from recsys_tasks.models import STAGES, Model, Ranked
 from recsys_tasks.models.base import FILL_HALF_LIFE_DAYS, fill, top_k
 from recsys_tasks.models.trace import Trace
@@ -62,14 +61,13 @@ def recommend(night: Night, shard: int, champions: str, index: str, snapshot: st
 
 
 def of_shard(ids: np.ndarray, shard: int, n_shards: int) -> np.ndarray:
-    """Return the positions of the ids that belong to a shard: a hash of the id decides, so it never changes.
+    """Return the positions of the ids that belong to a shard.
 
     >>> sorted(n for s in range(3) for n in of_shard(np.array(["a", "b", "c", "d"]), s, 3).tolist())
     [0, 1, 2, 3]
 
     """
-    digests = (hashlib.blake2b(str(i).encode(), digest_size=4).digest() for i in ids)
-    return np.array([n for n, d in enumerate(digests) if int.from_bytes(d, "big") % n_shards == shard], np.int64)
+    return np.array([n for n, name in enumerate(ids) if shard_of(str(name), n_shards) == shard], np.int64)
 
 
 def _user_lists(

@@ -13,6 +13,7 @@ from recsys_tasks.contract import EVENT_TYPES, VIEWS
 from recsys_tasks.errors import NotFittedError, TrainingError
 from recsys_tasks.models import BASELINES, MODELS, STAGES, Material, base, model_class
 from recsys_tasks.models.base import top_k
+from recsys_tasks.models.trace import Trace
 from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.snapshot import DAY
 from recsys_tasks.split import truth
@@ -124,6 +125,25 @@ def test_the_withheld_item_of_the_pattern_comes_first(name):
     ranked = lists(fitted, log, 1, exclude_seen=True)
     assert (ranked.items[:, 0] == np.arange(SIZE)).mean() >= 0.95
     assert not ranked.filled.any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_trace_changes_no_list_and_its_last_stage_has_the_order_of_the_list(name):
+    log, fitted, k = checkerboard(), of_checkerboard(name), 5
+    users, candidates = np.array([*range(SIZE), -1]), np.ones(SIZE, bool)
+    trace = Trace(len(users), SIZE, listed=k, left_out=3)
+    ranked = fitted.recommend(log, users, k, candidates, exclude_seen=False, trace=trace)
+    plain = fitted.recommend(log, users, k, candidates, exclude_seen=False)
+    assert all(np.array_equal(getattr(ranked, part), getattr(plain, part)) for part in ("items", "scores", "sources"))
+    assert (trace.items[:, :k] == ranked.items).all()
+    own = ~ranked.filled
+    assert (trace.ranks[name][:, :k][own] == np.broadcast_to(np.arange(1, k + 1), own.shape)[own]).all()
+    assert not any(ranks[:, :k][ranked.filled].any() for ranks in trace.ranks.values())
+    later = [stage for stage, n in STAGES.items() if n <= STAGES.get(name, 1)]
+    assert list(trace.ranks) == ([*fitted.witnesses, *later] if later else [name])
+    for user, beside in enumerate(trace.items[:, k:]):
+        assert not np.isin(beside[beside >= 0], ranked.items[user]).any()
+    assert all((np.isnan(trace.scores[stage]) == (trace.ranks[stage] == 0)).all() for stage in trace.ranks)
 
 
 def test_popular_ranks_by_recent_events():
