@@ -66,7 +66,7 @@ def nights(shop: str, first: str, last: str, every: int = 7, models: Sequence[st
     if every < 1:
         raise ContractError(f"every: expected a number of days from 1 on, got {every}; 7 makes a date a week")
     instants = nights_between(first, last)[::every]
-    night = replace(plan(shop, instants[0].isoformat(), instants[0], publish=False), tracked=False)
+    night = replace(plan(shop, instants[0].isoformat(), instants[0], publish=False), tracked=False, champions={})
     until = min(datetime.now(UTC), night.shop.archive_until or datetime.max.replace(tzinfo=UTC))
     if instants[-1] > until:
         raise ContractError(

@@ -27,7 +27,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from include.pages import leaderboard, reports
 from recsys_tasks import inspector, ledger, page, versions
-from recsys_tasks.errors import NightcartError, NothingInLake, TemporarilyUnavailable
+from recsys_tasks.errors import ContractError, NightcartError, NothingInLake, TemporarilyUnavailable
 from recsys_tasks.lake import Lake
 from recsys_tasks.settings import Settings
 
@@ -245,17 +245,18 @@ def roll_back(asked: Rollback, may: MayRollBack, user: Annotated[Any, Depends(ge
     if not may:
         raise HTTPException(403, "rolling back takes the right to trigger the DAG nightly")
     lake = Lake(Settings().lake)
-    shop = reports.shop_of(lake)
-    if asked.version not in versions.versions(lake, shop):  # the lake may hold those of another shop
-        raise NothingInLake(f"{shop.name} keeps no version {asked.version!r}; see the page Versions")
-    versions.activate(lake, shop, asked.version, f"rolled back: {asked.reason}", user.get_name())
+    versions.roll_back(lake, reports.shop_of(lake), asked.version, asked.reason, user.get_name())
     return {"current": asked.version}
+
+
+STATUS = {NothingInLake: 404, ContractError: 409, TemporarilyUnavailable: 503}
+"""What the browser is told; of all other errors, 500."""
 
 
 @app.exception_handler(NightcartError)
 async def told(request: Request, error: NightcartError) -> Response:
     """What Nightcart says in words; a version that is not there is no fault of the server."""
-    status = 404 if isinstance(error, NothingInLake) else 503 if isinstance(error, TemporarilyUnavailable) else 500
+    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
     return _refused(request, str(error), status)
 
 
