@@ -32,12 +32,15 @@ _PEAK, _RESET = "VmHWM:", "5"
 def timed(step: Callable[Concatenate[Night, P], R]) -> Callable[Concatenate[Night, P], R]:
     """Have a step's function tell what it took. ``reused``: it returned an entry that was there when it began.
 
-    Of a step with an argument ``recipe`` or ``shard`` there is a record for each. A step that fails leaves none.
+    Of a step with an argument ``recipe`` or ``shard`` there is a record for each. A step that fails leaves none, and so
+    does a night that is not tracked.
     """
     signature = inspect.signature(step)
 
     @functools.wraps(step)
     def wrapped(night: Night, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not night.tracked:
+            return step(night, *args, **kwargs)
         began, started = time.time(), time.monotonic()
         _forget_peak()
         result = step(night, *args, **kwargs)
