@@ -32,7 +32,7 @@ from recsys_tasks import recommend as recommend_step
 from recsys_tasks import report as report_step
 from recsys_tasks import train as train_step
 from recsys_tasks import tune as tune_step
-from recsys_tasks.contract import ANONYMOUS, EVERYONE, ITEM_ID, PLACEMENT_VIEW, PLACEMENTS, USER_ID, VIEWS
+from recsys_tasks.contract import ANONYMOUS, EVERYONE, PLACEMENT_VIEW, PLACEMENTS, USER_ID, VIEWS
 from recsys_tasks.errors import NightcartError, NothingInLake
 from recsys_tasks.lake import Lake
 from recsys_tasks.night import Night, as_of_of, nights_between, plan
@@ -384,16 +384,16 @@ def inspect(
         compared = inspector.compare(lake, description, what, version, against)
         out.print_json(data=compared) if as_json else _print_compared(compared, k)
         return
+    found: dict[str, Any]
     try:
         found, show = inspector.customer(lake, description, what, version), _print_customer
     except NothingInLake as unknown:
-        hits = inspector.search(lake, description, what)
-        if any(row[ITEM_ID] == what for row in hits["items"]):
+        try:
             found, show = inspector.item(lake, description, what, version), _print_item
-        elif version is None and any(hits.values()):
-            found, show = hits, _print_hits
-        else:
-            raise unknown from None
+        except NothingInLake:
+            found, show = inspector.search(lake, description, what), _print_hits
+            if version or not any(found.values()):
+                raise unknown from None
     out.print_json(data=found) if as_json else show(found, k)
 
 

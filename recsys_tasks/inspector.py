@@ -66,7 +66,8 @@ def search(lake: Lake, shop: Shop, text: str, limit: int = 20) -> dict[str, list
         found = (
             f"SELECT {', '.join(_FACTS)} FROM read_parquet($files) "
             f"WHERE starts_with(lower({ITEM_ID}), $text) OR contains(lower(title), $text) "
-            f"ORDER BY NOT starts_with(lower({ITEM_ID}), $text), title, {ITEM_ID} LIMIT $limit"
+            f"ORDER BY lower({ITEM_ID}) <> $text, NOT starts_with(lower({ITEM_ID}), $text), title, {ITEM_ID} "
+            "LIMIT $limit"
         )
         asked = {"text": text.lower(), "limit": limit}
         files = _files(lake, PLACEMENTS[0], published["version"])
