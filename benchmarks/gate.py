@@ -1,10 +1,10 @@
 """The claim: the gate never promotes a worse challenger, keeps a champion from an equal one, and promotes a better one.
 
 200 made-up nights of each kind (1,000 of equal ones, whose rate is small), through the night's own code: lists ->
-metrics of each customer -> rows of the leaderboard with their intervals -> ``choose_champion``. A customer wants a few of 200 items; a model's scores are what
-they want plus noise, most of which the models share, as models that learned from the same log do. An equal challenger
-differs from the champion in nothing but its own noise, so that it is as good by construction. Beside each number stands
-what taking the best mean would have done.
+metrics of each customer -> rows of the leaderboard with their intervals -> ``choose_champion``. A customer wants a few
+of 200 items; a model's scores are what they want plus noise, most of which the models share, as models that learned
+from the same log do. An equal challenger differs from the champion in nothing but its own noise, so that it is as good
+by construction. Beside each number stands what taking the best mean would have done.
 
     python benchmarks/gate.py [--check] [--quick] [--results DIR]
 
