@@ -254,7 +254,7 @@ def distances(statistic: Statistic) -> tuple[np.ndarray, float, float]:
         far[w] = (past[w] - middle) / max(1.4826 * float(np.median(np.abs(others - middle))), least)
     middle = float(np.median(past))
     unit = max(1.4826 * float(np.median(np.abs(past - middle))), least)
-    return far, float(before[-1]) + middle, unit
+    return far, float(before[-1]) + middle, float(unit)
 
 
 def alarm_level(far: np.ndarray, looks: float) -> float:

@@ -1,5 +1,6 @@
 """The watch of a made-up shop: 45 weeks of views, carts and purchases that rise, with weekdays, noise and new faces."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,7 @@ def test_weeks_as_they_are_stay_quiet(weeks, measured):
         judged = drift.judge(drift.statistics(measured[: n + 1]), 52)
         loud += [(n, row["name"], row["distance"]) for row in judged["statistics"] if row["alarm"]]
     assert loud == []
+    assert json.loads(json.dumps(judged)) == judged
 
 
 def test_the_alarm_level_is_that_of_the_tail_and_a_fifth_of_catastrophes_hardly_moves_it():
