@@ -40,6 +40,8 @@ ROWS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("sasrec with text", "sasrec", TEXT, SASREC),
 ]
 """What it is called in the table, the model, what it reads, and its configuration (of those tried on validation)."""
+TWIN = ("sasrec", "sasrec with text")
+"""One model without text and with it."""
 BLENDS: list[tuple[str, dict[str, float]]] = [
     ("item_knn + content", {"item_knn": 1, "content, whitened": 1}),
     ("ease + content", {"ease": 1, "content, whitened": 1}),
@@ -97,6 +99,12 @@ def main() -> int:
                 f"cold items, recall@50: {coldest} of {cold_ids}",
                 test[coldest][cold_of],
                 test[cold_ids][cold_of],
+                ">= 3",
+            ),
+            ratio(
+                f"cold items, recall@50: {TWIN[1]} of {TWIN[0]}, the same model",
+                test[TWIN[1]][cold_of],
+                test[TWIN[0]][cold_of],
                 ">= 3",
             ),
             ratio(f"all items, recall@50: {coldest} of {ids}", test[coldest][all_of], test[ids][all_of], ">= 1"),
