@@ -1,6 +1,6 @@
 """How the lists did: what served, scored on what customers then did; and the series of all nights.
 
-``series/<shop>/<night>/`` in the lake holds one point a night, replaced at one instant when the night runs again.
+``series/<shop>/<night>.json`` in the lake holds one point a night, replaced at one instant when the night runs again.
 """
 
 import json
@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from recsys_tasks import ledger
 from recsys_tasks.contract import EVENT_TYPES, ITEM_ID, PLACEMENT_VIEW, TIERS, USER_ID
 from recsys_tasks.errors import ContractError
-from recsys_tasks.lake import CURRENT, Lake
+from recsys_tasks.lake import Lake, replace_json
 from recsys_tasks.metrics import bootstrap, bootstrap_share, gini, per_user
 from recsys_tasks.models import Material, model_class
 from recsys_tasks.shop import Shop
@@ -39,13 +39,14 @@ LEAST_BOUGHT = 30
 
 def keep(lake: Lake, shop: str, point: Mapping[str, Any]) -> None:
     """Put a night's point in its place; ``night`` is the instant it looked back from, ISO 8601."""
-    lake.point(f"series/{shop}/{datetime.fromisoformat(point['night']):%Y%m%dT%H%M%S}", point)
+    night = f"{datetime.fromisoformat(point['night']):%Y%m%dT%H%M%S}"
+    replace_json(lake.root / "series" / shop / f"{night}.json", point)
 
 
 def nights(lake: Lake, shop: str, before: datetime, newest: int) -> list[dict[str, Any]]:
     """Return the newest points of the nights before an instant, oldest first."""
-    files = sorted((lake.root / "series" / shop).glob(f"*/{CURRENT}"))
-    files = [file for file in files if file.parent.name < f"{before:%Y%m%dT%H%M%S}"]
+    files = sorted((lake.root / "series" / shop).glob("*.json"))
+    files = [file for file in files if file.stem < f"{before:%Y%m%dT%H%M%S}"]
     return [json.loads(file.read_text()) for file in files[-newest:]]
 
 

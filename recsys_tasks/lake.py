@@ -53,6 +53,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def replace_json(target: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file at one instant: a reader sees the old content or the new."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    with draft.open("w") as file:
+        file.write(json.dumps(content, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+
+
 def shard_of(identifier: str, n: int) -> int:
     """Return which of n parts an id belongs to: a hash of the id decides, so it never changes.
 
@@ -201,14 +212,7 @@ class Lake:
 
     def point(self, folder: str, content: Mapping[str, Any]) -> None:
         """Replace ``<folder>/_CURRENT.json`` at one instant: a reader sees the old content or the new."""
-        target = self.root / folder / CURRENT
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{CURRENT}.{os.getpid()}")
-        with draft.open("w") as file:
-            file.write(json.dumps(content, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
+        replace_json(self.root / folder / CURRENT, content)
 
     def current(self, folder: str) -> dict[str, Any] | None:
         """Return what ``<folder>/_CURRENT.json`` holds, or None where nothing was pointed at yet."""

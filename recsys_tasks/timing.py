@@ -1,6 +1,7 @@
 """What each step of a night takes: wall seconds, and the most memory its process held meanwhile.
 
-``times/<shop>/<night>/<step>/`` in the lake holds a record a step (and recipe, or shard), replaced when it runs again.
+``times/<shop>/<night>/<step>.json``, beside the lake, is the record of a step (and recipe, or shard); a new run
+replaces it.
 """
 
 import functools
@@ -17,8 +18,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from recsys_tasks.lake import CURRENT, MANIFEST, Lake
+from recsys_tasks.lake import MANIFEST, Lake, replace_json
 from recsys_tasks.night import Night
+from recsys_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ def timed(step: Callable[Concatenate[Night, P], R]) -> Callable[Concatenate[Nigh
         told |= {"seconds": time.monotonic() - started, "peak_mb": _peak_mb()}
         told |= {"reused": _was_there(night.lake, result, began)}
         name = f"{step.__name__}-{sha256(str(of).encode()).hexdigest()[:8]}"
-        night.lake.point(f"{_folder(night)}/{name}", told)
+        replace_json(_folder(night) / f"{name}.json", told)
         return result
 
     return wrapped
@@ -59,16 +61,16 @@ def timed(step: Callable[Concatenate[Night, P], R]) -> Callable[Concatenate[Nigh
 
 def times(night: Night) -> list[dict[str, Any]]:
     """Return what the steps of a night took, in the order in which they began; older nights' records go."""
-    folder = night.lake.root / _folder(night)
-    found = [json.loads(path.read_text()) for path in folder.glob(f"*/{CURRENT}")]
+    folder = _folder(night)
+    found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     for old in sorted(folder.parent.glob("*"))[:-NIGHTS_KEPT]:
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)
     return sorted(found, key=lambda told: told["at"])
 
 
-def _folder(night: Night) -> str:
-    return f"times/{night.shop.name}/{night.instant:%Y%m%dT%H%M%S}"
+def _folder(night: Night) -> Path:
+    return Settings().home / "times" / night.shop.name / f"{night.instant:%Y%m%dT%H%M%S}"
 
 
 def _was_there(lake: Lake, result: Any, began: float) -> bool:

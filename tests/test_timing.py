@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from recsys_tasks.night import Night
+from recsys_tasks.settings import Settings
 from recsys_tasks.timing import NIGHTS_KEPT, timed, times
 
 
@@ -56,7 +57,7 @@ def test_a_step_that_fails_leaves_no_record(night):
 
 
 def test_records_of_old_nights_go(night):
-    folder = night.lake.root / "times" / "tiny"
+    folder = Settings().home / "times" / "tiny"
     for n in range(NIGHTS_KEPT + 3):
         (folder / f"2019010{n // 10}T{n:06}").mkdir(parents=True)
     times(night)

@@ -20,7 +20,7 @@ from recsys_tasks.versions import current, read_lists
 from tests.conftest import ROOT
 
 BLOCKED_AT = {
-    "a file of the version is being copied": "recsys_tasks.publish._part",
+    "a file of the version is being copied": "recsys_tasks.publish._copied",
     "a placement of the version is complete": "recsys_tasks.publish.activate",
     "lists are being loaded into Redis": "recsys_tasks.online_store.OnlineStore.load",
     "all lists are in Redis": "recsys_tasks.online_store.OnlineStore.seal",
