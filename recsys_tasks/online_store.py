@@ -103,7 +103,7 @@ class OnlineStore:
                 self._send("EXPIRE", keys, pa.repeat(str(GRACE_SECONDS), len(keys)), each=True)
         for name, since in self.client.hgetall(f"{self.prefix}:loading").items():
             if float(since) < time.time() - GRACE_SECONDS:
-                self.drop(name.decode())
+                self.drop(name.decode() if isinstance(name, bytes) else name)
 
     def drop(self, version: str) -> None:
         """Remove a version that is not current."""
