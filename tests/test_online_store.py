@@ -276,3 +276,14 @@ def test_what_a_cut_off_load_left_behind_goes_with_the_first_version_a_day_later
     assert keys(store, "lost") == []
     assert not store.client.exists(f"{store.prefix}:loading")
     assert store.get("home", "u1") == ["a", "b"]
+
+
+def test_a_user_who_may_not_ask_for_info_can_load(store, home):
+    path = store.client.connection_pool.connection_kwargs["path"]
+    store.client.acl_setuser(
+        "loader", enabled=True, passwords=["+secret"], keys=["*"], categories=["+@all", "-@dangerous"]
+    )
+    with open_store(Settings(redis_url=f"unix://loader:secret@{path}"), "corner") as loader:
+        publish(loader, "1", ONE)
+        publish(loader, "2", TWO)
+        assert (loader.get("home", "u1"), loader.has("2"), loader.has("1")) == (["z"], True, False)
