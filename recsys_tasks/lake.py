@@ -75,13 +75,15 @@ def shard_of(identifier: str, n: int) -> int:
     return int.from_bytes(digest, "big") % n
 
 
-def write_table(table: pa.Table, path: Path, group_rows: int | None = None) -> None:
+def write_table(table: pa.Table, path: Path, group_rows: int | None = None, dictionary_bytes: int = 1 << 20) -> None:
     """Write Parquet in the one way of the lake: zstd, no dictionary on floats, nothing of this machine in the bytes.
 
-    Of a sorted table in small row groups a reader finds a row without reading the others.
+    Of a sorted table in small row groups a reader finds a row without reading the others. A column whose distinct
+    values take more than ``dictionary_bytes`` in a row group has the rest of them written out in every row.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(_bare(table), path, row_group_size=group_rows, **_parquet(table.schema))
+    options = {**_parquet(table.schema), "dictionary_pagesize_limit": dictionary_bytes}
+    pq.write_table(_bare(table), path, row_group_size=group_rows, **options)
 
 
 def write_batches(batches: Iterable[pa.Table], schema: pa.Schema, path: Path) -> int:

@@ -2,7 +2,10 @@
 
 ``nightcart:<shop>:current`` holds a version; ``nightcart:<shop>:<version>:<placement>:<id>`` holds a JSON array of item
 ids, best first. A version is loaded under its own prefix, then made current by one SET, so that a reader never meets
-half a night.
+half a night. ``nightcart:<shop>:loading`` tells which versions are not whole and since when.
+
+Commands for many keys are written by Arrow, a thousand keys at a time, as the protocol has them on the wire, and sent
+over redis-py's own connection, which keeps authentication and TLS.
 """
 
 import hashlib
@@ -18,6 +21,8 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -37,6 +42,7 @@ class OnlineStore:
     def __init__(self, client: "redis.Redis", shop: str) -> None:
         self.client = client
         self.prefix = f"nightcart:{shop}"
+        self._server: dict[str, str] = {}  # version -> the process that took the first of it
 
     def current(self) -> str | None:
         """Return the version readers see, or None."""
@@ -48,40 +54,123 @@ class OnlineStore:
         value = self.client.get(f"{self.prefix}:{self.current()}:{placement}:{reader_id}")
         return json.loads(value) if isinstance(value, bytes) else None
 
-    def load(self, version: str, placement: str, lists: Iterable[tuple[str, list[str]]]) -> int:
-        """Write the lists of a placement under a version that nobody reads yet; return how many."""
-        head, count, lists = f"{self.prefix}:{version}:{placement}:", 0, iter(lists)
-        while chunk := list(islice(lists, 1000)):
-            self.client.mset({head + key: json.dumps(items, separators=(",", ":")) for key, items in chunk})
-            count += len(chunk)
+    def load(self, version: str, placement: str, lists: Iterable["Lists"]) -> int:
+        """Write the lists of a placement under a version that nobody reads yet; return how many.
+
+        Raises
+        ------
+        redis.RedisError
+            The server went away, or did not take all. Load again: until ``seal`` the version is not there.
+
+        """
+        self._server.setdefault(version, self._process())
+        self.client.hset(f"{self.prefix}:loading", version, str(time.time()))
+        head, count = f"{self.prefix}:{version}:{placement}:", 0
+        for readers, items in lists:
+            words = pa.ListArray.from_arrays(items.offsets, _as_json(items.values))
+            values = _join("[", pc.binary_join(words, ","), "]")
+            self._send("MSET", _join(head, readers.cast(pa.string())), values)
+            count += len(readers)
         return count
 
     def seal(self, version: str) -> None:
-        """Note that a version is loaded whole."""
+        """Note that a version is loaded whole.
+
+        Raises
+        ------
+        redis.ConnectionError
+            The server was started anew since the first list, and may have lost some.
+
+        """
+        if self._server.pop(version, now := self._process()) != now:
+            raise redis.ConnectionError(f"it was restarted while version {version} was loaded, which begins again")
         self.client.set(f"{self.prefix}:{version}:loaded", "1")
+        self.client.hdel(f"{self.prefix}:loading", version)
 
     def has(self, version: str) -> bool:
         """Tell whether a version is loaded whole and will stay."""
         return self.client.ttl(f"{self.prefix}:{version}:loaded") == -1
 
     def activate(self, version: str) -> None:
-        """Make a version current at one instant, and let the one before it expire."""
+        """Make a version current at one instant, and let the one before it expire.
+
+        What a load that was cut off left behind a day ago or earlier goes, too.
+        """
         previous = self.current()
         self.client.set(f"{self.prefix}:current", version)
         if previous and previous != version:
-            self._each_key(previous, lambda pipe, key: pipe.expire(key, GRACE_SECONDS))
+            for keys in self._keys(previous):
+                self._send("EXPIRE", keys, pa.repeat(str(GRACE_SECONDS), len(keys)), each=True)
+        for name, since in self.client.hgetall(f"{self.prefix}:loading").items():
+            if float(since) < time.time() - GRACE_SECONDS:
+                self.drop(name.decode() if isinstance(name, bytes) else name)
 
     def drop(self, version: str) -> None:
         """Remove a version that is not current."""
-        self._each_key(version, lambda pipe, key: pipe.unlink(key))
+        for keys in self._keys(version):
+            self._send("UNLINK", keys)
+        self.client.hdel(f"{self.prefix}:loading", version)
 
-    def _each_key(self, version: str, act: object) -> None:
+    def _process(self) -> str:
+        """Return which run of the server this is; always the same where we may not ask."""
+        try:
+            return str(self.client.info("server")["run_id"])
+        except redis.exceptions.NoPermissionError:
+            return ""
+
+    def _keys(self, version: str) -> Iterator[pa.Array]:
         keys = self.client.scan_iter(match=f"{self.prefix}:{version}:*", count=5000)
         while chunk := list(islice(keys, 5000)):
-            with self.client.pipeline(transaction=False) as pipe:
-                for key in chunk:
-                    act(pipe, key)  # type: ignore[operator]
-                pipe.execute()
+            yield pa.array(chunk, pa.binary()).cast(pa.string())
+
+    def _send(self, command: str, *arguments: pa.Array, each: bool = False) -> None:
+        """Send a command, a thousand rows of arguments in one, or one for each row, and take every reply."""
+        name = f"${len(command)}\r\n{command}\r\n"
+        words = [("$", pc.binary_length(part).cast(pa.string()), "\r\n", part, "\r\n") for part in arguments]
+        rows = _join(f"*{1 + len(arguments)}\r\n{name}" if each else "", *(part for word in words for part in word))
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            waiting = 0
+            for start in range(0, len(rows), _TOGETHER):
+                part = rows.slice(start, _TOGETHER)
+                head = "" if each else f"*{1 + len(arguments) * len(part)}\r\n{name}"
+                block = pc.binary_join(pa.ListArray.from_arrays([0, len(part)], part), "")[0].as_buffer()
+                connection.send_packed_command([head.encode(), block])
+                waiting += len(part) if each else 1
+            for _ in range(waiting):
+                connection.read_response()
+        except BaseException:
+            connection.disconnect()  # replies nobody waits for any longer
+            raise
+        finally:
+            pool.release(connection)
+
+
+Lists = tuple[pa.Array, pa.ListArray]
+"""Readers (n strings) and the items of each, best first (n lists of strings)."""
+
+_TOGETHER = 1000
+"""Keys of a command: the server answers others between two of them."""
+
+
+def _join(*parts: str | pa.Array) -> pa.Array:
+    """Join strings row by row; one that is no array stands in every row."""
+    return pc.binary_join_element_wise(*parts, "")
+
+
+def _as_json(words: pa.Array) -> pa.Array:
+    """Return each string as JSON has it; Python is asked only for those that are more than printable ASCII.
+
+    >>> _as_json(pa.array(["a b", 'say "a"', "ж"])).to_pylist() == ['"a b"', '"say \\\\"a\\\\""', '"\\\\u0436"']
+    True
+
+    """
+    kinds = words.dictionary if pa.types.is_dictionary(words.type) else words.cast(pa.string())
+    told, odd = _join('"', kinds, '"'), pc.match_substring_regex(kinds, r'["\\]|[^ -~]')
+    if pc.any(odd).as_py():
+        told = pc.replace_with_mask(told, odd, pa.array([json.dumps(word) for word in kinds.filter(odd).to_pylist()]))
+    return told.take(words.indices) if pa.types.is_dictionary(words.type) else told
 
 
 @contextmanager
@@ -93,9 +182,10 @@ def open_store(settings: Settings, shop: str) -> Iterator[OnlineStore]:
     TemporarilyUnavailable
         The server does not answer.
     ContractError
-        The URL is none, or the embedded server's socket is not ours.
+        The URL is none, the embedded server's socket is not ours, or the server refuses a command.
 
     """
+    where = _without_secrets(settings.redis_url) if settings.redis_url else "the embedded Valkey"
     try:
         if settings.redis_url:
             with _configured(settings.redis_url) as client:
@@ -104,9 +194,12 @@ def open_store(settings: Settings, shop: str) -> Iterator[OnlineStore]:
             with _embedded(settings.home.absolute() / "valkey") as client:
                 yield OnlineStore(client, shop)
     except (redis.ConnectionError, redis.TimeoutError) as error:
-        where = _without_secrets(settings.redis_url) if settings.redis_url else "the embedded Valkey"
         raise TemporarilyUnavailable(
             f"{where} did not answer: {error}. Check NIGHTCART_REDIS_URL and the server"
+        ) from error
+    except redis.ResponseError as error:
+        raise ContractError(
+            f"{where} refused a command: {error}. What readers saw stays; give it what it asks for, and publish again"
         ) from error
 
 

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _TRACED_TOGETHER = 128
 """Customers of a row group: so many are read to find one."""
+SENTENCES = 8 << 20
+"""Bytes of distinct reasons, one an item or more, that are worth their own dictionary: it saves a seventh of a file."""
 
 
 @timed
@@ -53,12 +55,12 @@ def recommend(night: Night, shard: int, champions: str, index: str, snapshot: st
             traced = (len(users), shelf.catalog.n_items, min(wanted.listed, night.k), wanted.left_out)
             trace = Trace(*traced) if wanted.listed else None
             table, told = _user_lists(night, shelf, model, users, view == "discovery", trace)
-            write_table(table, folder / f"{placement}.parquet")
+            write_table(table, folder / f"{placement}.parquet", dictionary_bytes=SENTENCES)
             if told:
                 write_table(told, folder / f"trace-{placement}.parquet", _TRACED_TOGETHER)
             log.info("shard %d: %s for %d customers", shard, placement, len(users))
         items = of_shard(shelf.catalog.item_ids, shard, n_shards)
-        write_table(_similar(night, shelf, items, index), folder / "similar.parquet")
+        write_table(_similar(night, shelf, items, index), folder / "similar.parquet", dictionary_bytes=SENTENCES)
         log.info("shard %d: similar for %d items", shard, len(items))
     return lists
 

@@ -4,9 +4,9 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,7 +15,7 @@ from recsys_tasks import ledger
 from recsys_tasks.contract import ITEM_ID, PLACEMENTS, USER_ID
 from recsys_tasks.errors import ContractError, NothingInLake
 from recsys_tasks.lake import Lake
-from recsys_tasks.online_store import OnlineStore, open_store
+from recsys_tasks.online_store import Lists, OnlineStore, open_store
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
 
@@ -55,7 +55,7 @@ def activate(lake: Lake, shop: Shop, version: str, reason: str, by: str | None =
     with open_store(Settings(), shop.name) as store:
         if not store.has(version):
             for placement in PLACEMENTS:
-                count = store.load(version, placement, read_lists(lake, placement, version))
+                count = store.load(version, placement, lists_of(lake, placement, version))
                 log.info("%s: %s lists in Redis", placement, f"{count:,}")
             store.seal(version)
         with ledger.moving(lake):
@@ -136,16 +136,26 @@ def versions(lake: Lake, shop: Shop) -> list[str]:
 
 
 def read_lists(lake: Lake, placement: str, version: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each reader's id and its items, best first; a file at a time."""
-    lists = entry(placement, version)
-    for file in lake.manifest(lists)["files"]:
-        table = pq.ParquetFile(lake.path(lists) / file["name"]).read(columns=[USER_ID, ITEM_ID])
-        readers, items = table[USER_ID].combine_chunks().dictionary_encode(), table[ITEM_ID].to_pylist()
-        codes = readers.indices.to_numpy()
-        starts = [0, *((codes[1:] != codes[:-1]).nonzero()[0] + 1).tolist(), len(codes)]
-        for start, end in pairwise(starts):
-            if end > start:
-                yield readers.dictionary[int(codes[start])].as_py(), items[start:end]
+    """Yield each reader's id and its items, best first."""
+    for readers, items in lists_of(lake, placement, version):
+        yield from zip(readers.to_pylist(), items.to_pylist(), strict=True)
+
+
+def lists_of(lake: Lake, placement: str, version: str) -> Iterator[Lists]:
+    """Yield readers and their items, in the order of the files; a row group at a time."""
+    lists, columns = entry(placement, version), [USER_ID, ITEM_ID]
+    for described in lake.manifest(lists)["files"]:
+        file = pq.ParquetFile(lake.path(lists) / described["name"], read_dictionary=columns)
+        rest = file.schema_arrow.empty_table().select(columns)
+        for group in range(file.num_row_groups):
+            table = pa.concat_tables([rest, file.read_row_group(group, columns)]).unify_dictionaries().combine_chunks()
+            readers, items = (table[name].chunk(0) if len(table) else table[name].combine_chunks() for name in columns)
+            codes = readers.indices.to_numpy()
+            starts = np.append(np.flatnonzero(np.diff(codes, prepend=-1)), len(codes))
+            if group + 1 < file.num_row_groups and len(starts) > 1:  # the last list may go on in the next group
+                rest, starts = table.slice(starts[-2]), starts[:-1]
+            offsets = pa.array(starts, pa.int32())
+            yield readers.take(offsets[:-1]).cast(pa.string()), pa.ListArray.from_arrays(offsets, items)
 
 
 def heads(lake: Lake, placement: str, version: str, k: int) -> pa.Table:

@@ -1,9 +1,14 @@
 """What a shop's page reads from Redis: the old night until the new one is whole, then the new one. On a real Valkey."""
 
 import json
+import os
+import signal
 
+import pyarrow as pa
 import pytest
+import redis
 
+from recsys_tasks import online_store
 from recsys_tasks.errors import ContractError, TemporarilyUnavailable
 from recsys_tasks.online_store import GRACE_SECONDS, OnlineStore, open_store
 from recsys_tasks.settings import Settings
@@ -26,8 +31,14 @@ def store(server):
     return OnlineStore(server, "corner")
 
 
+def as_lists(pairs):
+    """A block as a file of the lake gives it."""
+    readers, items = ([pair[n] for pair in pairs] for n in (0, 1))
+    yield pa.array(readers, pa.string()), pa.array(items, pa.list_(pa.string()))
+
+
 def publish(store, version, lists, placement="home"):
-    store.load(version, placement, iter(lists))
+    store.load(version, placement, as_lists(lists))
     store.seal(version)
     store.activate(version)
 
@@ -51,7 +62,7 @@ def test_a_reader_needs_two_gets_of_documented_keys(store):
 
 def test_readers_see_the_old_version_until_the_new_one_is_activated(store):
     publish(store, "1", ONE)
-    assert store.load("2", "home", iter(TWO)) == 2
+    assert store.load("2", "home", as_lists(TWO)) == 2
     assert (store.current(), store.get("home", "u1"), store.get("home", "u3")) == ("1", ["a", "b"], None)
     store.seal("2")
     assert (store.current(), store.get("home", "u1")) == ("1", ["a", "b"])
@@ -60,7 +71,7 @@ def test_readers_see_the_old_version_until_the_new_one_is_activated(store):
 
 
 def test_a_version_is_there_when_it_is_sealed_and_not_before(store):
-    store.load("1", "home", iter(ONE))
+    store.load("1", "home", as_lists(ONE))
     assert not store.has("1")
     store.seal("1")
     assert store.has("1")
@@ -68,8 +79,8 @@ def test_a_version_is_there_when_it_is_sealed_and_not_before(store):
 
 def test_every_list_of_a_large_version_is_loaded(store):
     lists = [(f"u{n}", [f"i{n}", f"i{n + 1}"]) for n in range(2500)]
-    assert store.load("1", "home", iter(lists)) == 2500
-    assert store.load("1", "discover", iter([])) == 0
+    assert store.load("1", "home", as_lists(lists)) == 2500
+    assert store.load("1", "discover", as_lists([])) == 0
     store.seal("1")
     store.activate("1")
     assert [store.get("home", user) for user, _ in lists[::499]] == [items for _, items in lists[::499]]
@@ -83,7 +94,7 @@ def test_ids_and_items_of_any_text_come_back_as_they_were(store):
 
 def test_placements_and_shops_do_not_meet(store):
     publish(store, "1", ONE)
-    store.load("1", "similar", iter([("u1", ["other"])]))
+    store.load("1", "similar", as_lists([("u1", ["other"])]))
     neighbour = OnlineStore(store.client, "corner2")
     publish(neighbour, "1", TWO)
     assert (store.get("home", "u1"), store.get("similar", "u1"), neighbour.get("home", "u1")) == (
@@ -195,7 +206,84 @@ def test_an_address_that_is_no_redis_is_named_without_its_password(home):
 def test_a_home_with_a_space_or_a_very_long_path_has_a_store(home, tmp_path):
     for name in ("a home", "h" * 120):
         with open_store(Settings(home=tmp_path / name), "corner") as store:
-            store.load("v1", "home", [("u", ["a"])])
+            store.load("v1", "home", as_lists([("u", ["a"])]))
             store.activate("v1")
         with open_store(Settings(home=tmp_path / name), "corner") as store:
             assert store.get("home", "u") == ["a"]
+
+
+def killed(store):
+    """Lists of a night whose server is killed in the middle."""
+    yield from as_lists(TWO)
+    os.kill(store.client.info("server")["process_id"], signal.SIGKILL)
+    yield from as_lists(ONE)
+
+
+def test_a_server_that_dies_while_loading_keeps_the_old_version_and_the_next_try_ends_well(home):
+    with open_store(Settings(), "corner") as store:
+        publish(store, "1", ONE)
+    with (
+        pytest.raises(TemporarilyUnavailable, match="embedded Valkey did not answer"),
+        open_store(Settings(), "corner") as store,
+    ):
+        store.load("2", "home", killed(store))
+    with open_store(Settings(), "corner") as store:
+        assert (store.current(), store.get("home", "u1"), store.has("2")) == ("1", ["a", "b"], False)
+        publish(store, "2", TWO)
+        assert (store.current(), store.get("home", "u1"), store.has("2")) == ("2", ["z"], True)
+
+
+def test_a_server_that_came_back_empty_while_loading_is_not_taken_for_a_whole_one(home):
+    with open_store(Settings(), "corner") as store:
+        store.load("2", "home", as_lists(ONE))
+        os.kill(store.client.info("server")["process_id"], signal.SIGKILL)
+        online_store._start(home / "valkey", online_store._socket(home / "valkey"))
+        store.load("2", "discover", as_lists(TWO))
+        with pytest.raises(redis.ConnectionError, match="restarted while version 2 was loaded"):
+            store.seal("2")
+        assert not store.has("2")
+        publish(store, "2", TWO)
+        assert (store.has("2"), store.get("home", "u3")) == (True, ["y", "x"])
+
+
+def test_a_server_that_refuses_part_of_the_lists_says_so(home, server):
+    server.flushall()
+    path = server.connection_pool.connection_kwargs["path"]
+
+    def lists():
+        yield from as_lists(ONE)
+        server.config_set("maxmemory", "1")
+        yield from as_lists(TWO)
+
+    try:
+        with (
+            pytest.raises(ContractError, match="refused a command: command not allowed"),
+            open_store(Settings(redis_url=f"unix://{path}"), "corner") as store,
+        ):
+            store.load("1", "home", lists())
+    finally:
+        server.config_set("maxmemory", "0")
+    publish(OnlineStore(server, "corner"), "1", TWO)
+    assert OnlineStore(server, "corner").get("home", "u1") == ["z"]
+
+
+def test_what_a_cut_off_load_left_behind_goes_with_the_first_version_a_day_later(store, monkeypatch):
+    store.load("lost", "home", as_lists(ONE))
+    publish(store, "1", ONE)
+    assert len(keys(store, "lost")) == 2  # somebody may be loading it now
+    monkeypatch.setattr(online_store, "GRACE_SECONDS", -1)
+    store.activate("1")
+    assert keys(store, "lost") == []
+    assert not store.client.exists(f"{store.prefix}:loading")
+    assert store.get("home", "u1") == ["a", "b"]
+
+
+def test_a_user_who_may_not_ask_for_info_can_load(store, home):
+    path = store.client.connection_pool.connection_kwargs["path"]
+    store.client.acl_setuser(
+        "loader", enabled=True, passwords=["+secret"], keys=["*"], categories=["+@all", "-@dangerous"]
+    )
+    with open_store(Settings(redis_url=f"unix://loader:secret@{path}"), "corner") as loader:
+        publish(loader, "1", ONE)
+        publish(loader, "2", TWO)
+        assert (loader.get("home", "u1"), loader.has("2"), loader.has("1")) == (["z"], True, False)

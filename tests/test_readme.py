@@ -1,6 +1,8 @@
-"""What the README shows must run, and what it names must exist."""
+"""What the README and the readers' page show must run, and what they name must exist."""
 
 import re
+import shutil
+import subprocess
 from typing import get_args
 
 import duckdb
@@ -8,7 +10,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from recsys_tasks.contract import PLACEMENTS, RECOMMENDATIONS
+from recsys_tasks.contract import ANONYMOUS, PLACEMENTS, RECOMMENDATIONS
 from recsys_tasks.lake import Lake, write_table
 from recsys_tasks.night import Night
 from recsys_tasks.online_store import open_store
@@ -18,10 +20,11 @@ from recsys_tasks.shop import SourceConfig, load_shop
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+READERS = (ROOT / "docs" / "readers.md").read_text()
 
 
-def snippets(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def snippets(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.fixture
@@ -36,14 +39,14 @@ def published(home, tmp_path, monkeypatch):
         pass
     with lake.create("lists/one", {}) as folder:
         rows = [
-            ["1", "1"],
-            [1, 2],
-            ["b", "a"],
-            [1.0, 0.5],
-            ["cold"] * 2,
-            ["popular"] * 2,
-            ["Popular right now"] * 2,
-            [None] * 2,
+            ["1", "1", ANONYMOUS],
+            [1, 2, 1],
+            ["b", "a", "ж c"],
+            [1.0, 0.5, 1.0],
+            ["cold", "cold", "anonymous"],
+            ["popular"] * 3,
+            ["Popular right now"] * 3,
+            [None] * 3,
         ]
         for placement in PLACEMENTS:
             write_table(pa.table(rows, schema=RECOMMENDATIONS), folder / f"{placement}.parquet")
@@ -71,6 +74,38 @@ def test_the_redis_snippet_reads_a_customers_list(published):
         scope = {"url": f"unix://{socket}"}
         exec(snippets("python")[1], scope)
     assert scope["items"] == ["b", "a"]
+
+
+def test_readers_in_python_get_their_list_and_strangers_that_of_everybody(published):
+    with open_store(Settings(), "complete_journey") as store:
+        scope = {"url": f"unix://{store.client.connection_pool.connection_kwargs['path']}"}
+        exec(snippets("python", READERS)[0], scope)
+        read = scope["recommendations"]
+        assert [read("complete_journey", "home", who) for who in ("1", "nobody")] == [["b", "a"], ["ж c"]]
+
+
+def test_readers_in_sql_see_one_list_and_all_of_them(published):
+    with duckdb.connect() as db:
+        before, then, *asked = [part for part in snippets("sql", READERS)[0].split(";") if part.strip()]
+        db.execute(before)
+        db.execute(then)
+        one, models, highest = (db.execute(query).fetchall() for query in asked)
+    assert one == [(1, "b", "Popular right now"), (2, "a", "Popular right now")]
+    assert models == [("anonymous", "popular", 1), ("cold", "popular", 2)]
+    assert sorted(highest) == [("a", 1), ("b", 1), ("ж c", 1)]
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no node on this machine to run the readers in JavaScript")
+@pytest.mark.parametrize(("reader", "items"), [("1", "b a"), ("nobody", "ж c")])
+def test_readers_in_javascript_get_their_list_and_strangers_that_of_everybody(published, tmp_path, reader, items):
+    script = snippets("javascript", READERS)[0].replace('"home", "1"', f'"home", "{reader}"')
+    with open_store(Settings(), "complete_journey") as store:
+        socket = store.client.connection_pool.connection_kwargs["path"]
+        (tmp_path / "reader.js").write_text(
+            script.replace('net.connect(6379, "127.0.0.1")', f'net.connect("{socket}")')
+        )
+        ran = subprocess.run(["node", tmp_path / "reader.js"], capture_output=True, text=True, timeout=30, check=False)
+    assert (ran.stdout.strip(), ran.stderr) == (items, "")
 
 
 def test_the_shop_in_ten_lines_is_a_shop(tmp_path):

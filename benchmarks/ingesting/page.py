@@ -12,7 +12,9 @@ DRAWN = {"json", "gz", "events"}
 def within(limit: dict[str, Any]) -> bool:
     """Tell whether a value keeps its limit, written ``>= 0.5``, ``> 1`` or ``< 2``."""
     sign, bound = limit["limit"].split()
-    return {">=": operator.ge, ">": operator.gt, "<": operator.lt}[sign](limit["value"], float(bound))
+    return {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}[sign](
+        limit["value"], float(bound)
+    )
 
 
 def render(page: dict[str, Any]) -> str:

@@ -1,11 +1,13 @@
-"""A real kill in the midst of publication: readers stay on the old version, and the next try finishes the job."""
+"""Readers see one whole version, whoever is killed in the midst of publication; the next try finishes the job."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -91,3 +93,39 @@ def test_killed_while(place, home, tiny_shop, tmp_path, monkeypatch):
     assert seen_by_readers() == {"old"}
     publish_lists("new")
     assert seen_by_readers() == {"new"}
+
+
+def test_a_reader_who_never_rests_sees_one_whole_version_all_through_twenty_publications(home, tiny_shop, monkeypatch):
+    monkeypatch.setenv("TINY_SHOP", str(tiny_shop))
+    publish_lists("0")
+    lake, over = Lake(Settings().lake), threading.Event()
+
+    def in_redis(store):
+        version = store.current()
+        found = store.client.mget([f"{store.prefix}:{version}:{placement}:u" for placement in PLACEMENTS])
+        return {json.loads(items)[0] for items in found}
+
+    def in_parquet(_):
+        version = current(lake)["version"]
+        return {items[0] for placement in PLACEMENTS for _, items in read_lists(lake, placement, version)}
+
+    def hammer(look, store):
+        seen = []
+        while not over.is_set():
+            seen.append(look(store))
+        return [*seen, look(store)]
+
+    with open_store(Settings(), "tiny") as store, ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(hammer, look, store) for look in (in_redis, in_parquet)]
+        try:
+            for night in range(1, 21):
+                publish_lists(str(night))
+        finally:
+            over.set()
+        for reader in readers:
+            seen = reader.result()
+            assert {len(words) for words in seen} == {1}
+            nights = [int(word) for words in seen for word in words]
+            assert nights == sorted(nights)
+            assert nights[-1] == 20
+            assert len(set(nights)) > 5
