@@ -4,20 +4,23 @@
 replaces it.
 """
 
+import errno
 import functools
 import inspect
 import json
 import logging
+import os
 import resource
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from recsys_tasks.errors import TemporarilyUnavailable
 from recsys_tasks.lake import MANIFEST, Lake, replace_json
 from recsys_tasks.night import Night
 from recsys_tasks.settings import Settings
@@ -40,12 +43,14 @@ def timed(step: Callable[Concatenate[Night, P], R]) -> Callable[Concatenate[Nigh
     signature = inspect.signature(step)
 
     @functools.wraps(step)
+    @_told_when_a_disk_is_full()
     def wrapped(night: Night, *args: P.args, **kwargs: P.kwargs) -> R:
-        if not night.tracked:
-            return step(night, *args, **kwargs)
         began, started = time.time(), time.monotonic()
         _forget_peak()
-        result = step(night, *args, **kwargs)
+        with night.lake.at_work():
+            result = step(night, *args, **kwargs)
+        if not night.tracked:
+            return result
         given = signature.bind(night, *args, **kwargs).arguments
         of = given.get("recipe", given.get("shard"))
         told: dict[str, Any] = {"step": step.__name__, "of": of}
@@ -77,6 +82,35 @@ def _was_there(lake: Lake, result: Any, began: float) -> bool:
     """Whether a step returned an entry that it did not make: its manifest is older than the step."""
     made = lake.path(result) / MANIFEST if isinstance(result, str) else Path()
     return made.is_file() and made.stat().st_mtime < began
+
+
+_FULL = (
+    "a disk is full: {error}. The last version stays current. Look at the disks of {home} and of the temporary folder, "
+    "free some space (keep_days and keep_versions of the shop file say what is kept), and run the night again: what is "
+    "done is not done again"
+)
+_TELLS_OF_FULL_DISK = (os.strerror(errno.ENOSPC), "database or disk is full")
+"""DuckDB's and Arrow's words, and SQLite's."""
+
+
+@contextmanager
+def _told_when_a_disk_is_full() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if _is_of_full_disk(error):
+            raise TemporarilyUnavailable(_FULL.format(home=Settings().home.absolute(), error=error)) from error
+        raise
+
+
+def _is_of_full_disk(error: BaseException | None) -> bool:
+    """Tell whether an error, or what it came of, is that a disk or a quota is full; libraries wrap it in their own."""
+    while error:
+        is_told = any(words in str(error) for words in _TELLS_OF_FULL_DISK)
+        if is_told or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _forget_peak() -> None:
