@@ -44,8 +44,7 @@ VERSIONS = ["20171204T000000Z-cc51420f", "20171205T000000Z-157eb093"]
 SOURCES = {"repeat": 45, "ease": 26, "popular": 8, "item_knn": 7, "two_tower": 4, "sasrec": 4, "vaecf": 5, "content": 1}
 """Shares in percent, as in the demo shop's lists for home."""
 TIERS = {"loyal": 60, "warm": 30, "cold": 10}
-DAY = 86_400_000_000
-KNOWN = [done_before("purchase", times, (17_167 + day) * DAY) for times in range(1, 9) for day in range(330)]
+KNOWN = [done_before("purchase", times, 17_167 + day) for times in range(1, 9) for day in range(330)]
 TITLES = [f"{a} {b} {c}" for a in range(50) for b in ("Organic", "Fresh", "Family") for c in range(667)][:ITEMS]
 
 
@@ -104,9 +103,8 @@ def ids(numbers: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
     return pa.array(numbers + 100_000, mask=missing).cast(pa.string())
 
 
-REASONS = pa.array(
-    KNOWN + [popular_in(f"DEPARTMENT {n}") for n in range(40)] + [because_of(title, "purchase") for title in TITLES]
-)
+POPULAR = [popular_in(f"DEPARTMENT {n}", "this week") for n in range(40)]
+REASONS = pa.array(KNOWN + POPULAR + [because_of(title, "purchase") for title in TITLES])
 
 
 def written(lake: Lake, size: int) -> dict[str, float]:

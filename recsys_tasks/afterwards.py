@@ -23,7 +23,7 @@ from recsys_tasks.models import Material, model_class
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import Catalog, Interactions, Snapshot, iso, microseconds, tiers
 from recsys_tasks.split import Truth, truth
-from recsys_tasks.versions import entry, heads
+from recsys_tasks.versions import entry, heads, placements_of
 
 K = 10
 METRICS = (f"ndcg@{K}", f"recall@{K}", f"hit_rate@{K}")
@@ -40,7 +40,7 @@ LEAST_BOUGHT = 30
 def keep(lake: Lake, shop: str, point: Mapping[str, Any]) -> None:
     """Put a night's point in its place; ``night`` is the instant it looked back from, ISO 8601."""
     night = f"{datetime.fromisoformat(point['night']):%Y%m%dT%H%M%S}"
-    replace_json(lake.root / "series" / shop / f"{night}.json", point)
+    replace_json(lake.root / "series" / shop / f"{night}.json", point, lake.drafts())
 
 
 def nights(lake: Lake, shop: str, before: datetime, newest: int) -> list[dict[str, Any]]:
@@ -89,7 +89,10 @@ def score(lake: Lake, shop: Shop, snapshot: Snapshot, version: str, start: int, 
     revenue = _revenue(snapshot, shop, catalog, interactions.n_users, start, end)
     made = interactions.before(microseconds(datetime.fromisoformat(manifest["as_of"])))
     found: dict[str, Any] = {}
+    held = placements_of(lake, version)
     for placement, view in PLACEMENT_VIEW.items():
+        if placement not in held:
+            continue
         try:
             wanted = truth(interactions, start, end, view)
         except ContractError:  # nobody who was known did anything
@@ -214,14 +217,16 @@ def describe(lake: Lake, shop: str, snapshot: Snapshot, version: str, as_of: int
     n_candidates = int(catalog.candidates(as_of).sum())
     champions = lake.manifest(entry("home", version))["champions"]
     found = {}
-    for placement in PLACEMENT_VIEW:
+    held = placements_of(lake, version)
+    for placement in (placement for placement in PLACEMENT_VIEW if placement in held):
         rows = heads(lake, placement, version, K)
+        then = before if before and lake.has(entry(placement, before)) else None
         item = rows[ITEM_ID].combine_chunks().dictionary_encode().indices.to_numpy()
         found[placement] = {
             "recipe": champions.get(placement, {}).get("recipe"),
             f"coverage@{K}": len(np.unique(item)) / n_candidates,
             f"gini@{K}": gini(item[:, None], 1, n_candidates),
-            f"overlap@{K}": _overlap(rows, heads(lake, placement, before, K)) if before else None,
+            f"overlap@{K}": _overlap(rows, heads(lake, placement, then, K)) if then else None,
             "score": float(pc.mean(rows.filter(pc.field("rank") == 1)["score"]).as_py()),
             "before": before,
         }

@@ -23,6 +23,7 @@ from recsys_tasks import backtest as backtest_step
 from recsys_tasks import check as check_step
 from recsys_tasks import embed as embed_step
 from recsys_tasks import evaluate as evaluate_step
+from recsys_tasks import forget as forgetting
 from recsys_tasks import index as index_step
 from recsys_tasks import ingest as ingest_step
 from recsys_tasks import inspector, ledger
@@ -32,8 +33,8 @@ from recsys_tasks import recommend as recommend_step
 from recsys_tasks import report as report_step
 from recsys_tasks import train as train_step
 from recsys_tasks import tune as tune_step
-from recsys_tasks.contract import ANONYMOUS, EVERYONE, PLACEMENT_VIEW, PLACEMENTS, USER_ID, VIEWS
-from recsys_tasks.errors import NightcartError, NothingInLake
+from recsys_tasks.contract import ANONYMOUS, EVERYONE, OF_ITEMS, PLACEMENT_VIEW, PLACEMENTS, USER_ID, VIEWS
+from recsys_tasks.errors import ContractError, NightcartError, NothingInLake
 from recsys_tasks.lake import Lake
 from recsys_tasks.night import Night, as_of_of, nights_between, plan
 from recsys_tasks.online_store import open_store
@@ -41,8 +42,9 @@ from recsys_tasks.recipe import Recipe
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop, load_shop
 from recsys_tasks.snapshot import Snapshot
+from recsys_tasks.tombstones import Tombstones
 from recsys_tasks.validate import validate as validate_files
-from recsys_tasks.versions import current, entry, roll_back, versions
+from recsys_tasks.versions import current, entry, placements_of, roll_back, versions
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(width=None if sys.stdout.isatty() else 130)
@@ -132,7 +134,8 @@ def _step_command(name: str) -> None:
     ) -> None:
         wanted = models.split(",") if models else None
         night = plan(shop, as_of, datetime.now(UTC), wanted, k, publish, force_promote, _person(), hold)
-        ids = run_night(night, "report" if name == "run" else name)
+        with night.lake.at_work():
+            ids = run_night(night, "report" if name == "run" else name)
         if as_json:
             out.print_json(data=ids)
         elif name in ("run", "report"):
@@ -349,7 +352,7 @@ def leaderboard(as_json: AsJson = False) -> None:
 @app.command(name="recommend")
 def show_recommendations(
     user: Annotated[str, typer.Argument(help="User id, or __anonymous__ for a visitor.")],
-    placement: Annotated[str, typer.Option(help="home or discover.")] = "home",
+    placement: Annotated[str, typer.Option(help="home, buy_again, trending and so on.")] = "home",
     k: Annotated[int, typer.Option(help="How many to show.")] = 10,
     as_json: AsJson = False,
 ) -> None:
@@ -409,7 +412,8 @@ def _print_customer(found: dict[str, Any], k: int) -> None:
     for placement, told in found["placements"].items():
         for name, rows in ((placement, told["list"]), (f"{placement}, left out", told["left_out"])):
             if rows:
-                _print_explained(f"{name} (champion: {told['champion']})", rows[:k])
+                champion = f" (champion: {told['champion']})" if told["champion"] else ""
+                _print_explained(f"{name}{champion}", rows[:k])
         if told["note"]:
             out.print(f"[yellow]{escape(told['note'])}[/yellow]")
 
@@ -451,10 +455,11 @@ def _print_item(found: dict[str, Any], k: int) -> None:
     facts += [f"{found['n_events']:,} events", f"{found['n_buyers']:,} buyers"]
     facts += [f"in the {placement} list of {n:,} customers" for placement, n in found["listed"].items()]
     out.print(escape("; ".join(facts)))
-    table = Table("rank", "item", "title", "score", title="similar", title_justify="left")
-    for row in found["similar"][:k]:
-        table.add_row(*map(escape, (str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")))
-    out.print(table)
+    for placement in OF_ITEMS:
+        table = Table("rank", "item", "title", "score", title=placement, title_justify="left")
+        for row in found[placement][:k]:
+            table.add_row(*map(escape, (str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")))
+        out.print(table)
 
 
 def _print_hits(found: dict[str, Any], k: int) -> None:
@@ -511,6 +516,48 @@ def rollback(
     out.print(f"version {version} is current")
 
 
+@app.command()
+def forget(
+    user: Annotated[str | None, typer.Argument(help="User id.")] = None,
+    item: Annotated[str | None, typer.Option(help="Item id, in place of a user.")] = None,
+    scan: Annotated[
+        bool, typer.Option("--scan", help="Only say where the id is; exit 1 where it is anywhere.")
+    ] = False,
+    shop: ShopOption = DEMO,
+    as_json: AsJson = False,
+) -> None:
+    """Forget a customer or an item, everywhere and in every night to come; exit 1 where the id still is somewhere."""
+    if (user is None) == (item is None):
+        raise ContractError("expected the id of a customer, or --item and the id of an item; give one of the two")
+    lake, description = _lake(), _shop(shop)
+    subject = forgetting.Subject("item", item) if item is not None else forgetting.Subject("user", str(user))
+    before: forgetting.Found | None = None
+    if scan:
+        left = forgetting.scan(lake, description, subject)
+    else:
+        before, left = forgetting.forget(lake, description, subject)
+    line = Tombstones.of(lake, description.name).line(subject.kind, subject.id)
+    if as_json:
+        out.print_json(data={"found": before, "left": left, "forgotten": line and line["at"]})
+    else:
+        for title, found in (("found and removed", before), ("there" if scan else "left", left)):
+            if found:
+                table = Table("place", "times", title=title, title_justify="left")
+                for place, n in found.items():
+                    table.add_row(escape(place), f"{n:,}")
+                out.print(table)
+        told = f"{subject.kind} {subject.id} is {'still somewhere, see above' if left else 'nowhere'}"
+        out.print(escape(told + (f"; forgotten at {line['at']}" if line else "")))
+        if left and not scan:
+            out.print("What is left was not written by a step; look at these files, and give the command again")
+        if before:
+            out.print("The next night reads all files of the shop and trains everything anew")
+        if not subject.is_distinctive:
+            out.print("so short an id was searched where ids stand, not in free text: logs, pages, titles")
+    if left:
+        raise typer.Exit(1)
+
+
 def _person() -> str:
     """Return who runs this command; a container's user may have no name."""
     try:
@@ -553,6 +600,9 @@ def published_list(lake: Lake, placement: str, reader: str) -> list[dict[str, An
         raise NothingInLake(
             f"{lake.root}: nothing is published under {placement!r}; expected one of {PLACEMENTS} after a night"
         )
+    held = placements_of(lake, now["version"])
+    if placement not in held:
+        raise NothingInLake(f"version {now['version']} has no {placement}; it has {', '.join(held)}")
     table = pq.read_table(
         sorted(lake.path(entry(placement, now["version"])).glob("part-*.parquet")), filters=pc.field(USER_ID) == reader
     )

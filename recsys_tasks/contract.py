@@ -1,7 +1,7 @@
 """Names and schemas of every table that leaves a step: written once here, and nowhere else as a literal."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal, get_args
 
 import pyarrow as pa
 
@@ -13,13 +13,37 @@ EVENT_TYPE: Final = "event_type"
 EVENT_TYPES: Final = ("view", "click", "cart", "favourite", "purchase", "coupon", "rating", "return")
 TIERS: Final = ("loyal", "warm", "cold", "anonymous")
 VIEWS: Final = ("all", "discovery")
-PLACEMENTS: Final = ("home", "discover", "similar")
-PLACEMENT_VIEW: Final = {"home": "all", "discover": "discovery"}
-"""Which view of the leaderboard decides the champion of a placement."""
+Placement = Literal["home", "discover", "buy_again", "similar", "bought_together", "trending", "new"]
+PLACEMENTS: Final[tuple[Placement, ...]] = get_args(Placement)
+"""All there are; a shop may choose among them (``placements``), but ``home`` stands for its version."""
+PLACEMENT_VIEW: Final[dict[str, str]] = {"home": "all", "discover": "discovery"}
+"""Which view of the leaderboard decides the champion of a placement; no champion fills the others."""
+OF_ITEMS: Final = ("similar", "bought_together")
+"""Placements whose readers are items: an item page asks for them. Customers read the others."""
+OF_CUSTOMERS: Final = tuple(placement for placement in PLACEMENTS if placement not in OF_ITEMS)
+SHORT: Final = ("buy_again", "new")
+"""Placements that are no longer than what they are about: nothing else fills them up, so a list may be missing."""
 EVERYONE: Final = "everyone"
 """The leaderboard's row over all customers that had a history; ``anonymous`` ones, who had none, have their own."""
 ANONYMOUS: Final = "__anonymous__"
 """The user id under which the list for visitors is published."""
+
+PINNED: Final = "pinned"
+"""The source of an item that nothing but a rule of the shop proposed."""
+POPULAR: Final = "popular"
+"""The source of what many buy, and of what fills up a list."""
+POPULAR_SEGMENT: Final = "popular_segment"
+"""Of what customers with the same attributes buy more of than others,"""
+POPULAR_CATEGORY: Final = "popular_category"
+"""of what is popular in a department the customer met, or in the category of an item,"""
+TRENDING: Final = "trending"
+"""of what takes a larger part of the shop's sales than before,"""
+NEW: Final = "new"
+BUY_AGAIN: Final = "buy_again"
+BOUGHT_TOGETHER: Final = "bought_together"
+"""and of the placements of these names."""
+BACK_OFF: Final = (POPULAR, POPULAR_SEGMENT, POPULAR_CATEGORY, TRENDING)
+"""Sources of what fills up the lists of customers."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -100,7 +124,7 @@ RECOMMENDATIONS: Final = pa.schema(
         pa.field(ITEM_ID, pa.string(), nullable=False),
         pa.field("score", pa.float32(), nullable=False),  # higher is better; comparable within one list only
         pa.field("tier", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),  # the model that put it there
+        pa.field("source", pa.string(), nullable=False),  # the model or the count that put it there
         pa.field("reason", pa.string(), nullable=False),  # a sentence a shopper can read
         pa.field("reason_item_id", pa.string()),
     ]
@@ -108,17 +132,19 @@ RECOMMENDATIONS: Final = pa.schema(
 """The product. Written by recommend, proven by check, made current by publish, read by the shop."""
 
 
+_DIAL = pa.struct([("before", pa.list_(pa.int32())), ("after", pa.list_(pa.int32())), ("why", pa.list_(pa.string()))])
 LATER_STAGES: Final = ("ranker", "agent")
 """What puts the proposals of the sources in order, and then in another."""
 
 
-def trace_schema(sources: Sequence[str], later: int) -> pa.Schema:
+def trace_schema(sources: Sequence[str], later: int, rules: bool = False, dial: bool = False) -> pa.Schema:
     """Return the schema of how the lists of one placement came about: a row a customer, sorted by user_id.
 
     ``items`` are the first ``listed`` items of the list, then proposals that it leaves out, best first. Each stage has
     a rank (from 1) and a score for each of them, null where it does not propose the item. So many ``LATER_STAGES`` as
-    the champion has are columns; an agent's score is its Q. Written by recommend, kept by publish, read by the
-    inspector.
+    the champion has are columns; an agent's score is its Q. Where the shop has ``rules``, a column says what they did
+    to each item, null where nothing; where a diversity ``dial`` is on, ``before`` and ``after`` say from which place to
+    which it moved an item (null for none), and ``why``. Written by recommend, kept by publish, read by the inspector.
     """
     said = pa.struct([("rank", pa.list_(pa.int32())), ("score", pa.list_(pa.float32()))])
     return pa.schema(
@@ -129,5 +155,7 @@ def trace_schema(sources: Sequence[str], later: int) -> pa.Schema:
             pa.field("items", pa.list_(pa.string()), nullable=False),
             pa.field("sources", pa.struct([(name, said) for name in sources]), nullable=False),
             *(pa.field(stage, said, nullable=False) for stage in LATER_STAGES[:later]),
+            *([pa.field("rules", pa.list_(pa.string()), nullable=False)] if rules else []),
+            *([pa.field("dial", _DIAL, nullable=False)] if dial else []),
         ]
     )

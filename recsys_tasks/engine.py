@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_tasks.errors import NightcartError, ShopFileError, TemporarilyUnavailable
+from recsys_tasks.lake import TEMPORARY
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import Shop
 
@@ -251,7 +252,7 @@ def open_engine(shop: Shop, shared: Path) -> Iterator[Engine]:
         Spark does not start: no Java, or the cluster does not answer.
 
     """
-    with tempfile.TemporaryDirectory(prefix="nightcart-") as spill:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as spill:
         engine = Spark(shared) if shop.engine == "spark" else DuckDB(Path(spill))
         try:
             yield engine

@@ -108,7 +108,9 @@ def evaluate(night: Night, snapshot: str, vectors: str) -> str:
             for view, table in customers.items():
                 write_table(table, folder / f"{view}.parquet")
     rows = json.loads((lake.path(evaluation) / "leaderboard.json").read_text())["rows"]
-    for recipe in models if night.tracked else ():
+    for recipe, model_id in models.items() if night.tracked else ():
+        # told of already, unless MLflow was away when it was trained
+        night.tracking.log_training(night.name, Recipe(recipe), model_id, snapshot, lake.path(model_id))
         night.tracking.log_evaluation(
             night.name, Recipe(recipe), flat_metrics(rows, recipe), lake.path(evaluation) / "leaderboard.png"
         )

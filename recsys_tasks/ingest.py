@@ -42,6 +42,7 @@ from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import DAY, iso, microseconds, write_statistics
 from recsys_tasks.sources import Source, open_source
 from recsys_tasks.timing import timed
+from recsys_tasks.tombstones import Tombstones
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def ingest(night: Night) -> str:
     ShopFileError
         ``timestamp_format`` is none.
     ContractError
-        No event before ``as_of``, or none that may be used.
+        No event before ``as_of``, or none that may be used; or a forgetting was cut off.
     TemporarilyUnavailable
         A database or Spark does not answer, or a file was written to while it was read.
 
@@ -76,6 +77,7 @@ def ingest(night: Night) -> str:
 
 def take_in(shop: Shop, source: Source, as_of: datetime, lake: Lake) -> str:
     """Write the snapshot of a shop, read by its source, at an instant into a lake; see ``ingest``."""
+    Tombstones.of(lake, shop.name).require_done()
     with open_engine(shop, lake.drafts()) as engine, tempfile.TemporaryDirectory(dir=lake.drafts()) as draft:
         pieces = _read(shop, source, lake, engine)
         inputs = {
@@ -211,6 +213,8 @@ class _Ingestion:
             "watermark": iso(max(day["last"] for day in days)),
             "files": {path.name: sha256(path) for path in sorted(self.draft.iterdir())},
         }
+        forgotten = Tombstones.of(self.lake, self.shop.name).digest
+        described |= {"forgotten": forgotten} if forgotten else {}
         # What came from as_of on is no part of it: a night ingested again when the log has grown is the same.
         counts = {table: {name: n for name, n in c.items() if name != "later"} for table, c in self.counts.items()}
         snapshot = f"snapshots/{self.instant:%Y%m%dT%H%M%S}-{fingerprint({**described, 'counts': counts})}"

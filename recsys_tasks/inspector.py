@@ -21,6 +21,8 @@ from recsys_tasks.contract import (
     EVENT_TYPES,
     ITEM_ID,
     LATER_STAGES,
+    OF_CUSTOMERS,
+    OF_ITEMS,
     PLACEMENT_VIEW,
     PLACEMENTS,
     TIMESTAMP,
@@ -32,7 +34,7 @@ from recsys_tasks.lake import Lake, shard_of
 from recsys_tasks.recipe import Recipe
 from recsys_tasks.shop import Shop
 from recsys_tasks.snapshot import iso
-from recsys_tasks.versions import TRACES, current, entry, versions
+from recsys_tasks.versions import TRACES, current, entry, placements_of, versions
 
 HISTORY_SHOWN = 100
 """Newest events of a customer."""
@@ -86,7 +88,7 @@ def customer(lake: Lake, shop: Shop, user_id: str, version: str | None = None) -
 
     ``history`` holds the newest 100 events of ``n_events``, the newest first. Of each placement, ``list`` and
     ``left_out`` hold what each source, the ranker and the agent said of an item, where the version kept a trace;
-    where it did not, ``note`` says so.
+    where it did not, ``note`` says so. No champion fills the other placements: they are lists alone.
 
     Raises
     ------
@@ -100,7 +102,8 @@ def customer(lake: Lake, shop: Shop, user_id: str, version: str | None = None) -
         if not any(lists.values()):
             raise _unknown(db, lake, "customer", user_id, published)
         n_events, history = _history(db, lake, published, user_id)
-        traces = {placement: _trace(lake, placement, published["version"], user_id) for placement in PLACEMENT_VIEW}
+        by_champion = [placement for placement in PLACEMENT_VIEW if placement in lists]
+        traces = {placement: _trace(lake, placement, published["version"], user_id) for placement in by_champion}
         told = {item for trace in traces.values() if trace for item in trace["items"]}
         told |= {row[ITEM_ID] for rows in lists.values() for row in rows} | {row[ITEM_ID] for row in history}
         facts = _facts(lake, published, told)
@@ -110,7 +113,7 @@ def customer(lake: Lake, shop: Shop, user_id: str, version: str | None = None) -
         placements[placement] = {
             "champion": Recipe(champion["recipe"]).label if champion else None,
             "model": champion.get("model"),
-            **_explained(rows, traces[placement], facts),
+            **(_explained(rows, traces[placement], facts) if placement in traces else _plain(rows, facts)),
         }
     return {
         USER_ID: user_id,
@@ -140,11 +143,16 @@ def item(lake: Lake, shop: Shop, item_id: str, version: str | None = None) -> di
         count = f"SELECT count(*) AS n FROM read_parquet($files) WHERE {ITEM_ID} = $item"
         listed = {
             placement: _rows(db, count, files=_files(lake, placement, published["version"]), item=item_id)[0]["n"]
-            for placement in PLACEMENT_VIEW
+            for placement in placements_of(lake, published["version"])
+            if placement in OF_CUSTOMERS
         }
         n_events, n_buyers = _interest(db, lake, shop, published, item_id)
-        like = _list(db, lake, "similar", published["version"], item_id)
-        facts = _facts(lake, published, [row[ITEM_ID] for row in like])
+        beside = {
+            placement: _list(db, lake, placement, published["version"], item_id)
+            for placement in placements_of(lake, published["version"])
+            if placement in OF_ITEMS
+        }
+        facts = _facts(lake, published, [row[ITEM_ID] for rows in beside.values() for row in rows])
     return {
         **found,
         "title": found["title"] or item_id,
@@ -152,11 +160,14 @@ def item(lake: Lake, shop: Shop, item_id: str, version: str | None = None) -> di
         "n_events": n_events,
         "n_buyers": n_buyers,
         "listed": listed,
-        "similar": [
-            {"title": facts.get(row[ITEM_ID], {}).get("title") or row[ITEM_ID]}
-            | {name: row[name] for name in ("rank", ITEM_ID, "score", "reason")}
-            for row in like
-        ],
+        **{
+            placement: [
+                {"title": facts.get(row[ITEM_ID], {}).get("title") or row[ITEM_ID]}
+                | {name: row[name] for name in ("rank", ITEM_ID, "score", "source", "reason")}
+                for row in beside.get(placement, [])
+            ]
+            for placement in OF_ITEMS
+        },
     }
 
 
@@ -184,7 +195,7 @@ def compare(lake: Lake, shop: Shop, user_id: str, version: str | None, other: st
         return {ITEM_ID: row[ITEM_ID], **named, **places, "source": row["source"], "reason": row["reason"]}
 
     placements = {}
-    for placement in PLACEMENT_VIEW:
+    for placement in (placement for placement in lists if placement in earlier):
         then = {row[ITEM_ID]: row["rank"] for row in earlier[placement]}
         now = {row[ITEM_ID] for row in lists[placement]}
         kept = [(row, then[row[ITEM_ID]]) for row in lists[placement] if row[ITEM_ID] in then]
@@ -268,7 +279,8 @@ def _likely_first(files: list[str], reader: str) -> list[str]:
 
 
 def _lists_of(db: duckdb.DuckDBPyConnection, lake: Lake, user_id: str, version: str) -> dict[str, list[dict[str, Any]]]:
-    return {placement: _list(db, lake, placement, version, user_id) for placement in PLACEMENT_VIEW}
+    held = [placement for placement in placements_of(lake, version) if placement in OF_CUSTOMERS]
+    return {placement: _list(db, lake, placement, version, user_id) for placement in held}
 
 
 def _trace(lake: Lake, placement: str, version: str, user_id: str) -> dict[str, Any] | None:
@@ -292,12 +304,13 @@ def _explained(
     """Return a list, what it leaves out, and what the stages said of both."""
     if trace is None:
         note = "this version kept no trace, so what the sources, the ranker and the agent said is not known"
-        return {"list": [_row(row, facts) for row in rows], "left_out": [], "note": note}
+        return {**_plain(rows, facts), "note": note}
     told = {name: n for n, name in enumerate(trace["items"])}
     explained = []
     for row in rows:
         said = _said(trace, told[row[ITEM_ID]]) if row[ITEM_ID] in told else {}
-        explained.append(_row(row, facts, **said, note=_note(row["source"], said, trace)))
+        moved = _moved(trace, told[row[ITEM_ID]]) if row[ITEM_ID] in told else None
+        explained.append(_row(row, facts, **said, note=moved or _note(row["source"], said, trace)))
     left_out = []
     for item_id in trace["items"][trace["listed"] :][:LEFT_OUT_SHOWN]:
         said = _said(trace, told[item_id])
@@ -306,8 +319,14 @@ def _explained(
         row = {"rank": None, ITEM_ID: item_id, "score": last["score"], "source": best, "reason": None}
         by = "the ranker" if said["ranker"] else best
         note = f"{by} has it in place {last['rank']}; the list ends with place {len(rows)}"
+        if moved := _moved(trace, told[item_id]):
+            note = moved if _rule(trace, told[item_id]) else f"{moved}; the list ends with place {len(rows)}"
         left_out.append(_row({**row, "reason_item_id": None}, facts, **said, note=note))
     return {"list": explained, "left_out": left_out, "note": None}
+
+
+def _plain(rows: list[dict[str, Any]], facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"list": [_row(row, facts) for row in rows], "left_out": [], "note": None}
 
 
 def _said(trace: dict[str, Any], place: int) -> dict[str, Any]:
@@ -320,6 +339,26 @@ def _said(trace: dict[str, Any], place: int) -> dict[str, Any]:
     ranker, agent = (trace.get(stage) for stage in LATER_STAGES)
     sources = {name: said for name, stage in trace["sources"].items() if (said := by(stage))}
     return {"sources": sources, "ranker": by(ranker), "agent": by(agent, "q")}
+
+
+def _rule(trace: dict[str, Any], place: int) -> str | None:
+    """Return in words what the shop's rules did to one item of a trace."""
+    return trace["rules"][place] if "rules" in trace else None
+
+
+def _moved(trace: dict[str, Any], place: int) -> str | None:
+    """Return in words where the diversity dial, and then the shop's rules, put one item of a trace."""
+    before, after, why = (
+        trace["dial"][name][place] if "dial" in trace else None for name in ("before", "after", "why")
+    )
+    said = [rule] if (rule := _rule(trace, place)) else []
+    if before and why:
+        by = next(
+            (f"the {stage}" for stage in reversed(LATER_STAGES) if stage in trace), " and ".join(trace["sources"])
+        )
+        did = f"raised to {after} {why}" if after < before else f"lowered to {after} by the diversity dial"
+        said.insert(0, f"place {before} by {by}, {did}")
+    return "; ".join(said) or None
 
 
 def _note(source: str, said: dict[str, Any], trace: dict[str, Any]) -> str | None:
@@ -381,7 +420,8 @@ def _history(
         ]
         found, n_events = pa.concat_tables(parts) if parts else None, len(rows)
     else:
-        sql = f"SELECT {', '.join(names)} FROM read_parquet($files) WHERE {USER_ID} = $user ORDER BY {TIMESTAMP}"
+        log = "read_parquet($files, file_row_number=true)"
+        sql = f"SELECT {', '.join(names)} FROM {log} WHERE {USER_ID} = $user ORDER BY {TIMESTAMP}, file_row_number"
         whole = db.execute(sql, {"files": files, "user": user_id}).to_arrow_table()
         found, n_events = whole.slice(max(0, len(whole) - HISTORY_SHOWN)), len(whole)
     if found is None:

@@ -5,6 +5,8 @@ into it. An entry is written elsewhere and appears by one rename, so it is eithe
 its entry does nothing. ``_MANIFEST.json`` in the folder says what it was made from.
 """
 
+import ctypes
+import fcntl
 import hashlib
 import io
 import json
@@ -13,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys_tasks.errors import NothingInLake
+from recsys_tasks.errors import NothingInLake, TemporarilyUnavailable
 
 MANIFEST = "_MANIFEST.json"
 CURRENT = "_CURRENT.json"
+TEMPORARY = "nightcart-"
+"""What the names of temporary folders begin with."""
 _READABLE = 100_000
 """Longer manifests are for programs, which write them ten times as fast without line ends."""
 _GROUP_ROWS = 262_144
@@ -53,10 +57,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def replace_json(target: Path, content: Mapping[str, Any]) -> None:
-    """Replace a file at one instant: a reader sees the old content or the new."""
+def replace_json(target: Path, content: Mapping[str, Any], drafts: Path | None = None) -> None:
+    """Replace a file at one instant: a reader sees the old content or the new.
+
+    It is written in ``drafts``, on the same disk, where somebody removes what a killed process leaves; else beside it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft = (drafts or target.parent) / f".{target.name}.{os.getpid()}"
     with draft.open("w") as file:
         file.write(json.dumps(content, sort_keys=True) + "\n")
         file.flush()
@@ -136,6 +143,16 @@ def _columns(name: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
         yield name, kind
 
 
+def _exchange(draft: Path, final: Path) -> None:
+    """Swap two folders at one instant; where the system or the disk cannot, file by file, the manifest last."""
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE; see renameat2(2)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename and rename(here, os.fsencode(draft.absolute()), here, os.fsencode(final.absolute()), swap) == 0:
+        return
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == MANIFEST):
+        path.replace(final / path.name)
+
+
 class Lake:
     """A folder of entries.
 
@@ -183,7 +200,32 @@ class Lake:
         ``manifest`` is written at the end of the block, so the block may add to it.
         """
         final = self.path(entry)
-        draft = Path(tempfile.mkdtemp(prefix=final.name + "-", dir=self.drafts()))
+        with self._draft(final.name, manifest) as draft:
+            yield draft
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            draft.rename(final)
+        except OSError:
+            if not self.has(entry):
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    @contextmanager
+    def rewrite(self, entry: str, manifest: dict[str, Any]) -> Iterator[Path]:
+        """Give a folder to fill as ``create`` does; it takes the place of the entry that is there, at one instant."""
+        final = self.path(entry)
+        with self._draft(final.name, manifest) as draft:
+            yield draft
+        try:
+            _exchange(draft, final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    @contextmanager
+    def _draft(self, name: str, manifest: dict[str, Any]) -> Iterator[Path]:
+        """Give a folder that ends up with the manifest; it goes where the block fails."""
+        draft = Path(tempfile.mkdtemp(prefix=name + "-", dir=self.drafts()))
         draft.chmod(0o755)
         try:
             yield draft
@@ -191,14 +233,9 @@ class Lake:
             if len(text) < _READABLE:
                 text = json.dumps(manifest, indent=1, sort_keys=True)
             (draft / MANIFEST).write_text(text + "\n")
-            final.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                draft.rename(final)
-            except OSError:
-                if not self.has(entry):
-                    raise
-        finally:
+        except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
+            raise
 
     def add_file(self, folder: str, content: bytes) -> tuple[str, str]:
         """Put a Parquet file named by its content into a folder, at one instant; return its name and SHA-256."""
@@ -207,14 +244,18 @@ class Lake:
         target = self.root / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            beside = target.with_name(f".{target.name}.{os.getpid()}")
-            beside.write_bytes(content)
-            beside.replace(target)
+            draft = self.drafts() / f"{target.parent.name}-{target.name}.{os.getpid()}"
+            draft.write_bytes(content)
+            draft.replace(target)
         return name, digest
 
     def point(self, folder: str, content: Mapping[str, Any]) -> None:
         """Replace ``<folder>/_CURRENT.json`` at one instant: a reader sees the old content or the new."""
-        replace_json(self.root / folder / CURRENT, content)
+        replace_json(self.root / folder / CURRENT, content, self.drafts())
+
+    def unpoint(self, folder: str) -> None:
+        """Remove ``<folder>/_CURRENT.json`` where it is there."""
+        (self.root / folder / CURRENT).unlink(missing_ok=True)
 
     def current(self, folder: str) -> dict[str, Any] | None:
         """Return what ``<folder>/_CURRENT.json`` holds, or None where nothing was pointed at yet."""
@@ -234,6 +275,11 @@ class Lake:
         """
         return sorted(self.entries(kind), key=lambda entry: self.path(entry).stat().st_mtime)[-3:]
 
+    def changed(self, entry: str) -> list[str]:
+        """Return the files of an entry that are not what its manifest says under ``files``, by name and SHA-256."""
+        told = ((self.path(entry) / file["name"], file["sha256"]) for file in self.manifest(entry).get("files", ()))
+        return [path.name for path, digest in told if not path.is_file() or sha256(path) != digest]
+
     def drop(self, entry: str) -> None:
         """Remove an entry: first from sight by one rename, then from disk."""
         grave = Path(tempfile.mkdtemp(prefix="dropped-", dir=self.drafts()))
@@ -244,16 +290,48 @@ class Lake:
     def expire(self, kinds: Sequence[str], days: float) -> list[str]:
         """Drop the entries of these kinds that nobody has used for so many days, and return their names.
 
-        Any of them can be made again. Drafts that a killed process left behind go too.
+        Any of them can be made again. Drafts, and temporary folders, that a killed process left behind go too.
         """
         before = time.time() - days * 86_400
         unused = [entry for kind in kinds for entry in self.entries(kind) if self.path(entry).stat().st_mtime < before]
         for entry in unused:
             self.drop(entry)
-        for draft in self.drafts().iterdir():
-            if draft.stat().st_mtime < before:
-                shutil.rmtree(draft, ignore_errors=True)
+        for draft in (*self.drafts().iterdir(), *Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*/")):
+            with suppress(OSError):  # somebody else's, or gone meanwhile
+                if draft.stat().st_mtime < before:
+                    shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
         return unused
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Work with the lake beside others, while nobody is ``alone``."""
+        with self._lock().open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Work with the lake while no step does.
+
+        Raises
+        ------
+        TemporarilyUnavailable
+            A step is at work.
+
+        """
+        with self._lock().open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TemporarilyUnavailable(
+                    f"{self.root}: a night (or another forgetting) is at work here, and nothing was changed; "
+                    "try again when it has ended"
+                ) from error
+            yield
+
+    def _lock(self) -> Path:
+        self.root.mkdir(parents=True, exist_ok=True)
+        return self.root / ".lock"
 
     def drafts(self) -> Path:
         """Return the folder of what is being made; what a killed process left there goes with ``expire``."""

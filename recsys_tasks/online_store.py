@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -110,6 +111,32 @@ class OnlineStore:
         for keys in self._keys(version):
             self._send("UNLINK", keys)
         self.client.hdel(f"{self.prefix}:loading", version)
+
+    def keys_of(self, placement: str, reader_id: str) -> list[str]:
+        """Return the keys of a reader's lists, of every version."""
+        named = re.sub(r"([*?\[\]\\])", r"\\\1", f"{placement}:{reader_id}")
+        found = self.client.scan_iter(match=f"{self.prefix}:*:{named}", count=5000)
+        keys = [key.decode() for key in found]
+        return [key for key in keys if key[len(self.prefix) + 1 :].split(":", 1)[1:] == [f"{placement}:{reader_id}"]]
+
+    def lists_with(self, item_id: str) -> Iterator[tuple[str, list[str]]]:
+        """Yield key and list wherever an item stands in one, of every version."""
+        word = json.dumps(item_id).encode()
+        for keys in self._keys("*"):
+            names = [key for key in keys.to_pylist() if key.count(":") >= self.prefix.count(":") + 3]
+            for key, value in zip(names, self.client.mget(names) if names else [], strict=True):
+                if isinstance(value, bytes) and word in value and item_id in (items := json.loads(value)):
+                    yield key, items
+
+    def take_out(self, item_id: str) -> None:
+        """Close up every list in which an item stands."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for key, items in self.lists_with(item_id):
+                left = json.dumps([item for item in items if item != item_id], separators=(",", ":"))
+                pipe.set(key, left, xx=True, keepttl=True)
+                if len(pipe) == _TOGETHER:
+                    pipe.execute()
+            pipe.execute()
 
     def _process(self) -> str:
         """Return which run of the server this is; always the same where we may not ask."""
@@ -234,7 +261,7 @@ def _embedded(folder: Path) -> Iterator["redis.Redis"]:
         if runs and not (folder / OWNER).exists():
             client.shutdown(nosave=True)
             runs = False
-        if runs and _is_alive(int((folder / OWNER).read_text())):
+        if runs and _is_alive((folder / OWNER).read_text()):
             yield client
             _save(client)
             return
@@ -276,6 +303,8 @@ def _start(folder: Path, socket: Path) -> "subprocess.Popen[bytes]":
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
+    for left in folder.glob("temp-*.rdb"):  # of a server that was killed while it saved
+        left.unlink()
     options = {"port": "0", "unixsocket": str(socket), "unixsocketperm": "700", "dir": str(folder), "save": ""}
     command = [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", value))]
     with (folder / "valkey.log").open("ab") as log_file:
@@ -293,10 +322,11 @@ def _start(folder: Path, socket: Path) -> "subprocess.Popen[bytes]":
     raise TemporarilyUnavailable(f"the embedded Valkey did not start; {folder / 'valkey.log'} says why")
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(owner: str) -> bool:
+    """Tell whether the process of this number lives; one that was killed while it wrote its number left none."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(int(owner), 0)
+    except (ProcessLookupError, ValueError):
         return False
     except PermissionError:
         return True

@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from recsys_tasks.contract import EVERYONE, PLACEMENT_VIEW, TIERS, VIEWS
 from recsys_tasks.models import BASELINES
 from recsys_tasks.recipe import Recipe
+from recsys_tasks.shop import Dial
 
 METRIC = "ndcg@10"
 MEANING = {"all": "what they buy next, repeats count", "discovery": "what they buy for the first time"}
@@ -23,6 +24,11 @@ WIDTH, HEIGHT = 560, 300
 """Pixels of the scatter plot's frame."""
 CHART = 150
 """Height of the plots over the nights."""
+TRADED = {
+    "catalog_coverage@10": "share of the catalogue in somebody's first ten",
+    "diversity@10": "variety within a first ten (1 less the mean likeness of two)",
+}
+"""What the diversity dial buys, to the right of a plot."""
 AMONG_WORST, AMONG_FAR = 5, 8
 """Categories, and statistics of the drift watch, that are shown at once."""
 CHARACTER, LINE = 7.2, 14
@@ -47,6 +53,10 @@ def render(report: dict[str, Any]) -> str:
         charts=_charts(report.get("series") or []),
         chart=(WIDTH, CHART),
         among_worst=AMONG_WORST,
+        tradeoffs=[
+            {"placement": placement, **_tradeoff(curve, report["diversity"]["max_loss"])}
+            for placement, curve in (report.get("diversity") or {"curves": {}})["curves"].items()
+        ],
         drift=_drift(report.get("drift") or {}),
         longest=max((step["seconds"] for step in report.get("steps") or []), default=1.0),
     )
@@ -188,6 +198,63 @@ def _chart(
     }
 
 
+def _tradeoff(curve: dict[str, Any], max_loss: float) -> dict[str, Any]:
+    """The settings of the diversity dial, what each costs, and a plot of accuracy against what each kind is for."""
+    (nothing,) = (point for point in curve["points"] if point["turned"] == "nothing")
+    best = nothing["metrics"][METRIC]
+    points = [
+        {**point, "kept": point["metrics"][METRIC] / best if best > 0 else 1.0, "said": _setting(point["dial"])}
+        for point in curve["points"]
+    ]
+    kinds = list(dict.fromkeys(point["turned"] for point in points if point["turned"] in point["dial"]))
+    furthest = [
+        max(
+            (point for point in points if point["turned"] == kind and point["kept"] >= 1 - max_loss),
+            key=_turn,
+            default={},
+        )
+        for kind in kinds
+    ]
+    ends = [points[0], *filter(None, furthest), *(point for point in points if point["turned"] == "chosen")]
+    plots = []
+    for name, title in TRADED.items():
+        xs, ys = ([point["metrics"][metric] for point in points] for metric in (name, METRIC))
+        across, up = _ticks_of(min(xs), max(xs)), _ticks_of(min(ys), max(ys))
+
+        def at(point: dict[str, Any], name: str = name, across: Any = across, up: Any = up) -> tuple[float, float]:
+            x, y = (point["metrics"][metric] for metric in (name, METRIC))
+            return (x - across[0]) / (across[-1] - across[0]) * WIDTH, HEIGHT * (up[-1] - y) / (up[-1] - up[0])
+
+        placed = [(*at(point), point) for point in points]
+        plots.append(
+            {
+                "title": title,
+                "lines": [
+                    {"name": kind, "points": [one for one in placed if one[2]["turned"] in ("nothing", kind)]}
+                    for kind in kinds
+                ],
+                "off": placed[0],
+                "chosen": next((one for one in placed if one[2]["turned"] == "chosen"), None),
+                "across": [((tick - across[0]) / (across[-1] - across[0]) * WIDTH, tick) for tick in across],
+                "up": [(HEIGHT * (up[-1] - tick) / (up[-1] - up[0]), tick) for tick in up],
+            }
+        )
+    return {**curve, "points": points, "ends": ends, "plots": plots, "kinds": kinds, "max_loss": max_loss}
+
+
+def _turn(point: dict[str, Any]) -> float:
+    return sum(point["dial"].values())
+
+
+def _setting(dial: dict[str, float]) -> str:
+    """The values of a dial that are not 0.
+
+    >>> _setting({"mmr": 0.3, "calibration": 0.0, "long_tail": 0.1, "new": 0.0})
+    'mmr 0.3, long_tail 0.1'
+    """
+    return ", ".join(f"{name} {value:g}" for name in Dial.model_fields if (value := dial[name])) or "off"
+
+
 def _drift(drift: dict[str, Any]) -> dict[str, Any]:
     """What the watch says: alarms, why it says nothing, and its statistics, those farthest off first."""
     parts = list(drift.values())
@@ -234,6 +301,17 @@ def _ticks(highest: float) -> list[float]:
     step = next(step for step in (power / 5, power / 2, power, 2 * power) if highest <= 6 * step)
     below = takewhile(lambda n: (n - 1) * step < highest, range(9))
     return [round(n * step, 12) for n in below]
+
+
+def _ticks_of(lowest: float, highest: float) -> list[float]:
+    """Round numbers from one at or below the lowest to one at or above the highest.
+
+    >>> _ticks_of(0.31, 0.37)
+    [0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37]
+    """
+    step = _ticks(max(highest - lowest, 1e-3 * max(abs(highest), 1e-3)))[1]
+    first, last = floor(lowest / step + 1e-9), -floor(-highest / step + 1e-9)
+    return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]
 
 
 def _told(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

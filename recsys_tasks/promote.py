@@ -17,6 +17,7 @@ from recsys_tasks.night import Night
 from recsys_tasks.recipe import Recipe, Shelf
 from recsys_tasks.shop import Gate
 from recsys_tasks.timing import timed
+from recsys_tasks.tradeoff import tradeoff
 
 log = logging.getLogger(__name__)
 
@@ -325,9 +326,15 @@ def promote(night: Night, evaluation: str, snapshot: str, vectors: str, answer: 
     asked = {placement: record["asked"] for placement, record in decisions.items()}
     serves = {placement: won["model"] for placement, won in champions.items()}
     inputs = {"evaluation": evaluation, "asked": asked, "serves": serves, "gate": night.shop.gate.model_dump()}
-    entry = f"champions/{fingerprint(inputs)}"
+    of_curves = {"diversity": night.shop.diversity.model_dump(), "k": night.k}
+    entry = f"champions/{fingerprint(inputs | of_curves)}"
     if not lake.has(entry):
-        with lake.create(entry, {"champions": champions, "decisions": decisions, "evaluation": evaluation}):
+        curves = {
+            placement: tradeoff(shelf, leaderboard["models"][won["recipe"]], placement, night.windows, night.k)
+            for placement, won in champions.items()
+        }
+        described = {"champions": champions, "decisions": decisions, "evaluation": evaluation, "diversity": curves}
+        with lake.create(entry, described):
             pass
     return entry
 

@@ -9,13 +9,14 @@ under the version's own prefix, and only then moves the pointers: ``nightcart:<s
 import json
 import logging
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from recsys_tasks.contract import EVERYONE, PLACEMENT_VIEW, PLACEMENTS
-from recsys_tasks.lake import code_fingerprint, fingerprint, sha256
+from recsys_tasks.contract import EVERYONE, PLACEMENT_VIEW
+from recsys_tasks.lake import Lake, code_fingerprint, fingerprint, sha256
 from recsys_tasks.night import Night
 from recsys_tasks.timing import timed
 from recsys_tasks.versions import TRACES, activate, entry
@@ -44,12 +45,15 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
         "code": code_fingerprint(),
         "config": fingerprint(shop.model_dump(mode="json")),
         "metrics": [row for row in leaderboard["rows"] if row["tier"] == EVERYONE],
-        "drops": {},
         "k": night.k,
+        "placements": list(shop.placements),
     }
-    for placement in PLACEMENTS:
+    for placement in shop.placements:
+        if lake.has(entry(placement, version)) and (changed := lake.changed(entry(placement, version))):
+            log.warning("%s of %s: %s are not what was published, and are replaced", placement, version, changed)
+            lake.drop(entry(placement, version))
         if not lake.has(entry(placement, version)):
-            manifest = {**described, "placement": placement}
+            manifest = {**described, "placement": placement, **_by_rules(lake, lists, placement)}
             with lake.create(entry(placement, version), manifest) as folder:
                 manifest["files"] = [
                     _copied(lake.path(source) / f"{placement}.parquet", folder / f"part-{n:04d}.parquet")
@@ -72,6 +76,15 @@ def publish(night: Night, lists: list[str], champions: str, evaluation: str, sna
     ):
         log.info("%d entries of the lake were not used for %d days and are gone", len(gone), shop.keep_days)
     return version
+
+
+def _by_rules(lake: Lake, lists: list[str], placement: str) -> dict[str, dict[str, int]]:
+    """Return in ``drops`` and ``moves`` how many items of the lists each rule left out or raised."""
+    found: dict[str, Counter[str]] = {"drops": Counter(), "moves": Counter()}
+    for source in lists:
+        for what, counts in found.items():
+            counts.update(lake.manifest(source).get(what, {}).get(placement, {}))
+    return {what: dict(counts) for what, counts in found.items()}
 
 
 def _copied(origin: Path, target: Path) -> dict[str, Any]:

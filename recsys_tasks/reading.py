@@ -1,8 +1,8 @@
 """One file of the shop becomes one *piece* of the lake: its rows typed and judged, and what is wrong with the bad ones.
 
-A piece depends on its file and on how the shop file describes it, on nothing else: not on ``as_of``, not on other
-files. So a night reads a file once in its life, until its size or its times on disk (or the version its source gives)
-change. A piece holds
+A piece depends on its file, on how the shop file describes it and on who was forgotten, on nothing else: not on
+``as_of``, not on other files. So a night reads a file once in its life, until its size or its times on disk (or the
+version its source gives) change, or somebody is forgotten, whose rows are never written and not counted. A piece holds
 
 ``rows.parquet``
     Every row: the fields of its table, ``file``, ``row`` (null where nobody needed it), and for bad rows ``reason``.
@@ -12,13 +12,14 @@ change. A piece holds
 """
 
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import duckdb
 import ibis
@@ -30,9 +31,11 @@ from recsys_tasks.contract import QUARANTINE
 from recsys_tasks.engine import connect
 from recsys_tasks.errors import ShopFileError, SourceError, TemporarilyUnavailable
 from recsys_tasks.judging import judge_events, judge_items, judge_users
-from recsys_tasks.lake import Lake, fingerprint, write_batches
+from recsys_tasks.lake import TEMPORARY, Lake, fingerprint, write_batches
 from recsys_tasks.shop import Shop, load_shop
+from recsys_tasks.snapshot import microseconds
 from recsys_tasks.sources import Source, SourceFile, open_source
+from recsys_tasks.tombstones import Kind, Tombstones
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ ROWS, BROKEN = "rows.parquet", "quarantine.parquet"
 FAULTS = QUARANTINE.append(pa.field("time", pa.int64()))
 """The schema of a piece's quarantine; ``time`` is null where a row has none."""
 
+_KINDS: dict[str, tuple[Kind, ...]] = {"events": ("user", "item"), "items": ("item",), "users": ("user",)}
+_FORMAT = "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 1"
 _BIG = 32 << 20
 """Files with so many bytes are read without counting rows first: counting keeps DuckDB to one thread."""
 _SETTLED_SECONDS = 0.02
@@ -112,9 +117,12 @@ class Reader:
         self.shop, self.lake = shop, lake
         self.latest = int((now + 86_400) * 1_000_000)
         self.source = source or open_source(shop)
-        self.spill = tempfile.TemporaryDirectory(prefix="nightcart-")
+        self.tombstones = Tombstones.of(lake, shop.name)
+        self.spill = tempfile.TemporaryDirectory(prefix=TEMPORARY)
         self.connection = connect(Path(self.spill.name))
         self.judgements: dict[Any, str] = {}
+        self.forgotten = 0
+        """Rows of the last file that were left out."""
         try:  # timestamps without a zone are read in the session's zone
             self.connection.raw_sql(f"SET TimeZone = '{shop.time_zone or 'UTC'}'")
         except duckdb.Error as error:
@@ -144,6 +152,7 @@ class Reader:
             "source": self.shop.source.model_dump(mode="json"),
             "time_zone": self.shop.time_zone,
         }
+        described |= {"forgotten": self.tombstones.digest} if self.tombstones.digest else {}
         entry = f"read/{fingerprint(described)}"
         fresh = not self.lake.has(entry)
         if number and not fresh and not self.lake.manifest(entry)["numbered"]:
@@ -171,12 +180,15 @@ class Reader:
                     census = self._judge(table, file, folder, numbered=False)
                     numbered = self._is_numbered(folder)
                 rows = sum(row["n"] for row in census)  # a person wants to know which of them are bad
-                if not census or (_bad(census) and not numbered and not self.source.in_order(file, rows)):
+                whole = not self.forgotten and self.source.in_order(file, rows)
+                if not census or (_bad(census) and not numbered and not whole):
                     numbered, census = True, []
             census = census or self._judge(table, file, folder, numbered=True)
             broken = self._write_quarantine(table, file, folder, _bad(census))
             if broken:
                 census.append({"day": None, "kind": "bad", "word": None, "field": "line", "n": broken})
+            if self.forgotten:
+                log.info("%s: %d rows of what was forgotten are left out", file.name, self.forgotten)
             described["bad"] = _bad(census) > 0
             described |= {"numbered": numbered, "census": census, "empty": _empty(folder / ROWS)}
         except (duckdb.Error, pa.ArrowException, ibis.IbisError) as error:  # the latter of types that are no value
@@ -212,10 +224,36 @@ class Reader:
         self.connection.create_view("raw", raw, overwrite=True)
         name, target = file.name.replace("'", "''"), str(folder / ROWS).replace("'", "''")
         self.connection.raw_sql(
-            f"COPY (SELECT '{name}' AS file, * FROM ({self.judgements[known]})) TO '{target}' "
-            "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 1)"
+            f"COPY (SELECT '{name}' AS file, * FROM ({self.judgements[known]})) TO '{target}' ({_FORMAT})"
         )
+        self.forgotten = self._leave_out_forgotten(table, folder / ROWS)
         return self._census(table, folder)
+
+    def _leave_out_forgotten(self, table: str, rows: Path) -> int:
+        """Write the rows again without those of whom the shop was to forget; return how many these were."""
+        if not self.tombstones.digest:
+            return 0
+        execute, file = self.connection.con.execute, f"read_parquet({_literal(rows)})"
+        when = "time" if table == "events" else "NULL"
+        theirs = []
+        for kind in _KINDS[table]:
+            ids = [id_ for (id_,) in execute(f"SELECT DISTINCT {kind}_id FROM {file}").fetchall() if id_ is not None]
+            for id_, until in self.tombstones.until(kind, ids).items():
+                still = f" AND coalesce({when} < {microseconds(until)}, true)" if until else ""
+                theirs.append(f"(coalesce({kind}_id = {_literal(id_)}, false){still})")
+        if not theirs:
+            return 0
+        ((n,),) = execute(f"SELECT count(*) FROM {file} WHERE {' OR '.join(theirs)}").fetchall()
+        without = rows.with_name(f".{rows.name}")
+        execute(f"COPY (FROM {file} WHERE NOT ({' OR '.join(theirs)})) TO {_literal(without)} ({_FORMAT})")
+        without.replace(rows)
+        return int(n)
+
+    def _told(self, record: str | None) -> str | None:
+        """A line that has no fields, as people may see it: not where it names whom the shop was to forget."""
+        words = set(re.split(r"[\s,;|\"']+", record or "")) if self.tombstones.digest else set()
+        named = any(self.tombstones.until(kind, words) for kind in get_args(Kind))
+        return "(names what was forgotten)" if named else record
 
     def _judgement(self, table: str, raw: ibis.Table) -> str:
         if table == "events":
@@ -255,7 +293,7 @@ class Reader:
                             "row": reject.line - header,
                             "field": "line",
                             "reason": f"broken line: {reject.reason}",
-                            "record": reject.record,
+                            "record": self._told(reject.record),
                         }
                         for reject in rejects
                     ],
@@ -320,5 +358,5 @@ def _wait_until_settled(file: SourceFile) -> None:
         time.sleep(_SETTLED_SECONDS - age)
 
 
-def _literal(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
+def _literal(value: Path | str) -> str:
+    return "'" + str(value).replace("'", "''") + "'"

@@ -9,15 +9,19 @@ import logging
 from datetime import datetime
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from recsys_tasks import ledger
 from recsys_tasks.afterwards import describe, keep, nights, score, what_served
 from recsys_tasks.drift import watch, watch_lists
-from recsys_tasks.lake import fingerprint
+from recsys_tasks.lake import Lake, fingerprint
 from recsys_tasks.night import Night
 from recsys_tasks.page import render
+from recsys_tasks.rules import Facts, idle
 from recsys_tasks.snapshot import Snapshot, microseconds
 from recsys_tasks.timing import timed, times
-from recsys_tasks.versions import entry
+from recsys_tasks.tradeoff import loss
+from recsys_tasks.versions import entry, placements_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ def report(
     if night.publish:
         keep(lake, shop.name, point)
     points.append(point)
+    curves = lake.manifest(champions)["diversity"]
     drift = {"events": watch(found, shop), "lists": watch_lists([p["lists"] for p in points if p["lists"]], shop)}
     content = {
         "shop": shop.name,
@@ -53,7 +58,12 @@ def report(
         "version": version,
         "counts": data["counts"],
         "watermark": data["watermark"],
-        "warnings": [*data["warnings"], *warnings(drift, data["warnings"])],
+        "warnings": [
+            *data["warnings"],
+            *warnings(drift, data["warnings"]),
+            *_of_rules(night, found),
+            *_of_dial(night, curves),
+        ],
         "force_promote": night.force_promote,
         "hold": night.hold,
         "asked_by": night.asked_by,
@@ -66,10 +76,11 @@ def report(
         "failed": leaderboard["failed"],
         "index": lake.manifest(index),
         "lists": checked,
+        "diversity": {"max_loss": shop.diversity.max_loss, "curves": curves},
         "last_night": point["scored"],
         "series": [summary(p) for p in points],
         "drift": drift,
-        "drops": lake.manifest(entry("home", version))["drops"] if version else {},
+        **by_rules(lake, version),
         "served": ledger.served(lake, shop.name)[-10:],
         "snapshot": snapshot,
         "evaluation": evaluation,
@@ -103,6 +114,34 @@ def tonight(night: Night, snapshot: Snapshot, version: str | None, since: str | 
         "scored": score(lake, shop, snapshot, *served) if served else None,
         "lists": describe(lake, shop.name, snapshot, version, until) if version else None,
     }
+
+
+def by_rules(lake: Lake, version: str | None) -> dict[str, dict[str, dict[str, int]]]:
+    """Return what each rule left out (``drops``) and raised (``moves``) in each placement; nothing without rules."""
+    placements = placements_of(lake, version) if version else []
+    told = {placement: lake.manifest(entry(placement, version or "")) for placement in placements}
+    return {
+        what: {placement: made[what] for placement, made in told.items() if made.get(what)}
+        for what in ("drops", "moves")
+    }
+
+
+def _of_rules(night: Night, snapshot: Snapshot) -> list[str]:
+    rules = night.shop.rules
+    if not rules:
+        return []
+    items = pq.read_table(night.lake.path(snapshot.id) / "items.parquet")
+    return idle(rules, Facts.of(items, {}), night.instant, night.k)
+
+
+def _of_dial(night: Night, curves: dict[str, Any]) -> list[str]:
+    most = night.shop.diversity.max_loss
+    return [
+        f"diversity: the dial of {placement} costs {lost:.1%} of ndcg@10 on the validation window, more than "
+        f"diversity.max_loss ({most:.1%}); the curve below shows what less would cost"
+        for placement, curve in curves.items()
+        if (lost := loss(curve)) > most
+    ]
 
 
 def summary(point: dict[str, Any]) -> dict[str, Any]:

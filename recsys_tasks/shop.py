@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
@@ -13,6 +13,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -23,8 +24,9 @@ from pydantic import (
     model_validator,
 )
 
+from recsys_tasks.contract import OF_ITEMS, PLACEMENTS, Placement
 from recsys_tasks.errors import ShopFileError
-from recsys_tasks.expressions import checked
+from recsys_tasks.expressions import checked, columns_of
 
 EventType = Literal["view", "click", "cart", "favourite", "purchase", "coupon", "rating", "return"]
 
@@ -68,6 +70,20 @@ Expression = Annotated[str, AfterValidator(checked)]
 
 
 Column = Annotated[str, Field(min_length=1)]
+
+
+def _in_quotes(value: Any) -> Any:
+    if isinstance(value, (int, float)):  # YAML reads 007 as 7, and no as false
+        raise ValueError(f"{value!r} is not text; expected an id or a name in quotes, such as '{value}'")
+    return value
+
+
+def _midnight(value: Any) -> Any:
+    return datetime(value.year, value.month, value.day, tzinfo=UTC) if type(value) is date else value
+
+
+Text = Annotated[str, BeforeValidator(_in_quotes), Field(min_length=1)]
+Day = Annotated[Instant, BeforeValidator(_midnight)]
 
 
 class _Strict(BaseModel):
@@ -415,6 +431,209 @@ class Watch(_Strict):
     )
 
 
+ITEM_FACTS = ("item_id", "title", "description", "brand", "category", "department", "categories", "price", "updated_at")
+"""What an expression of a rule may say of an item: ``category`` is the narrowest, ``department`` the broadest, and
+``categories`` all of them, broad to narrow, joined by ' > '."""
+CUSTOMER = "customer_"
+"""Stands before the name of a customer's attribute in an expression of a rule."""
+
+
+def _of_items(text: str) -> str:
+    for name in columns_of(text):
+        if name.lower() not in ITEM_FACTS:
+            ours = "; what depends on the customer belongs under require" if name.startswith(CUSTOMER) else ""
+            raise ValueError(f"{text!r}: no item has {name!r}; expected {', '.join(ITEM_FACTS)}{ours}")
+    return text
+
+
+def _of_items_and_customers(text: str) -> str:
+    for name in columns_of(text):
+        if name.lower() not in ITEM_FACTS and not name.startswith(CUSTOMER):
+            expected = f"{', '.join(ITEM_FACTS)}, or {CUSTOMER} and the name of an attribute"
+            raise ValueError(f"{text!r}: no item has {name!r}; expected {expected}")
+    return text
+
+
+ItemCondition = Annotated[Expression, AfterValidator(_of_items)]
+Condition = Annotated[Expression, AfterValidator(_of_items_and_customers)]
+
+
+class Match(_Strict):
+    """Items that any of these tells of."""
+
+    items: tuple[Text, ...] = Field((), description="ids")
+    categories: tuple[Text, ...] = Field((), description="of any level")
+    brands: tuple[Text, ...] = ()
+    where: ItemCondition | None = Field(None, description="SQL condition over the facts of an item, e.g. price > 100")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not (self.items or self.categories or self.brands or self.where):
+            raise ValueError("expected at least one of items, categories, brands and where")
+        return self
+
+
+Days = Literal["never"] | Annotated[int, Field(ge=1, le=36_500)] | None
+
+
+class Rebuy(_Strict):
+    """How long what a customer bought is left out."""
+
+    days: Days = Field("never", description="again only after so many days; never again; or null for at any time")
+    categories: dict[Text, Days] = Field(
+        default_factory=dict, description="category -> days; of an item's categories the narrowest counts"
+    )
+
+
+class Band(_Strict):
+    """Prices, both ends included; an item without a price lies outside."""
+
+    min: float | None = Field(None, allow_inf_nan=False)
+    max: float | None = Field(None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("expected min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) must not be above max ({self.max:g})")
+        return self
+
+
+class Cap(_Strict):
+    """At most so many items of one kind among the first of a list; items of no kind are not counted."""
+
+    by: Literal["category", "department", "brand"] = Field(description="narrowest category, broadest, or brand")
+    at_most: int = Field(ge=1)
+    first: int = Field(ge=1, le=1000, description="of so many first places")
+
+
+class Boost(Match):
+    """Items that stand higher than the models would have them."""
+
+    factor: float = Field(1.0, ge=1, le=10, description="an item in place p goes to place p / factor")
+    places: int = Field(0, ge=0, le=1000, description="and so many places further up")
+
+    @model_validator(mode="after")
+    def _raises(self) -> Self:
+        if self.factor == 1 and self.places == 0:
+            raise ValueError("expected a factor above 1, or places above 0; this raises nothing")
+        return self
+
+
+class Pin(_Strict):
+    """An item that has its place in every list that may hold it."""
+
+    item: Text
+    slot: int = Field(ge=1, le=1000, description="its rank")
+
+
+class Rule(_Strict):
+    """One rule: a name, what it does, where and when."""
+
+    name: str = Field(min_length=1, max_length=100, description="what the counts of the report call it")
+    placements: tuple[Placement, ...] = Field(PLACEMENTS, min_length=1)
+    from_: Day | None = Field(None, alias="from", description="holds in nights from this instant on")
+    to: Day | None = Field(None, description="and before this one")
+    exclude_bought: Rebuy | None = Field(None, description="of lists of customers, leave out what they bought")
+    deny: Match | None = Field(None, description="leave these out")
+    allow: Match | None = Field(None, description="leave all others out")
+    price: Band | None = Field(None, description="leave out what costs less or more")
+    require: Condition | None = Field(
+        None, description="SQL condition over an item, and the customer; leave out what it is not true of"
+    )
+    cap: Cap | None = None
+    boost: Boost | None = None
+    pin: Pin | None = None
+
+    @property
+    def kind(self) -> str:
+        """The key that says what it does."""
+        return next(kind for kind in RULE_KINDS if getattr(self, kind) is not None)
+
+    @property
+    def customers(self) -> list[str]:
+        """Attributes of the customer that it asks for."""
+        asked = columns_of(self.require) if self.require else []
+        return [name.removeprefix(CUSTOMER) for name in asked if name.startswith(CUSTOMER)]
+
+    def holds(self, placement: str, as_of: datetime) -> bool:
+        """Tell whether it is in force for a placement in the night of ``as_of``."""
+        begun, over = self.from_ is None or self.from_ <= as_of, self.to is not None and self.to <= as_of
+        return placement in self.placements and begun and not over and placement not in self._foreign
+
+    @property
+    def _foreign(self) -> tuple[str, ...]:
+        """Placements that it says nothing of: of items what is for customers, of repeats what forbids them all."""
+        if self.exclude_bought and self.exclude_bought == Rebuy():
+            return (*OF_ITEMS, "buy_again")
+        return OF_ITEMS if self.exclude_bought or self.customers else ()
+
+    @model_validator(mode="after")
+    def _is_one_rule(self) -> Self:
+        kinds = [kind for kind in RULE_KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"expected one of {', '.join(RULE_KINDS)}; found {', '.join(kinds) or 'none of them'}")
+        if self.from_ and self.to and self.from_ >= self.to:
+            raise ValueError(f"from ({self.from_.isoformat()}) must lie before to ({self.to.isoformat()})")
+        if set(self.placements) <= set(self._foreign):
+            if "buy_again" in self.placements:
+                raise ValueError("it would leave nothing in buy_again, which holds what was bought; give days")
+            named = " and ".join(self.placements)
+            read = "is read by items" if len(self.placements) == 1 else "are read by items"
+            raise ValueError(f"{named} {read}, not by customers; name home or discover under placements")
+        return self
+
+
+RULE_KINDS = ("exclude_bought", "deny", "allow", "price", "require", "cap", "boost", "pin")
+
+
+def _meet(one: Rule, other: Rule) -> bool:
+    """Whether two rules are ever in force together."""
+    apart = (one.to and other.from_ and one.to <= other.from_) or (other.to and one.from_ and other.to <= one.from_)
+    return bool(set(one.placements) & set(other.placements)) and not apart
+
+
+class Dial(_Strict):
+    """How far lists are moved from what the models propose; 0 is not at all."""
+
+    mmr: float = Field(0, ge=0, le=1, description="weight of being unlike the items above (1 - lambda of the paper)")
+    calibration: float = Field(0, ge=0, le=1, description="weight of the customer's own mix of departments")
+    long_tail: float = Field(0, ge=0, le=1, description="of any first places, at least this share is of the long tail")
+    new: float = Field(0, ge=0, le=1, description="of any first places, at least this share is new")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it moves anything."""
+        return any(self.model_dump().values())
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Self:
+        for one, other, of in (("mmr", "calibration", "weights"), ("long_tail", "new", "shares of one list")):
+            if (total := getattr(self, one) + getattr(self, other)) > 1:
+                raise ValueError(f"{one} and {other} are {of}; expected at most 1 together, found {total:g}")
+        return self
+
+
+class Diversity(_Strict):
+    """The dial of each placement, and what its words mean."""
+
+    home: Dial = Dial()
+    discover: Dial = Dial()
+    head: float = Field(0.8, gt=0, lt=1, description="share of the target events; the items outside are the long tail")
+    max_loss: float = Field(0.05, ge=0, le=1, description="share of ndcg@10 that the report lets a dial cost unwarned")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any placement has a dial."""
+        return self.home.is_on or self.discover.is_on
+
+    def dial(self, placement: str) -> Dial | None:
+        """Return the dial of a placement; None where it is off."""
+        dial: Dial = getattr(self, placement)
+        return dial if dial.is_on else None
+
+
 DEFAULT_WEIGHTS: dict[EventType, float] = {
     "view": 0.1,
     "click": 0.2,
@@ -466,7 +685,15 @@ class Shop(_Strict):
     gate: Gate = Gate()
     tiers: Tiers = Tiers()
     k: int = Field(50, ge=1, le=1000, description="length of every list")
+    placements: tuple[Placement, ...] = Field(PLACEMENTS, description="which lists are made; home is always one")
+    new_days: int | None = Field(
+        None, ge=1, le=3650, description="an item is new for so many days; default: 7 to 90, as many as fill a list"
+    )
     trace: Trace = Trace()
+    diversity: Diversity = Diversity()
+    rules: tuple[Rule, ...] = Field(
+        (), description="enforced last, in this order; or the path of a YAML file that holds nothing else"
+    )
     shards: int = Field(4, ge=1, le=4096, description="parts the customers are scored in")
     keep_days: int = Field(
         14, ge=1, description="days that models, vectors, indexes and lists stay after their last use"
@@ -474,6 +701,32 @@ class Shop(_Strict):
     keep_versions: int = Field(7, ge=2, description="published versions kept for roll-back")
 
     _file: Path = PrivateAttr(default=Path("shop.yaml"))
+
+    @field_validator("placements")
+    @classmethod
+    def _in_one_order(cls, placements: tuple[Placement, ...]) -> tuple[Placement, ...]:
+        if "home" not in placements:
+            raise ValueError("expected home among them: its pointer tells which version is current")
+        return tuple(placement for placement in PLACEMENTS if placement in placements)
+
+    @field_validator("rules")
+    @classmethod
+    def _go_together(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        names = [rule.name for rule in rules]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the name {twice[0]!r} stands twice; expected names of their own, to count by")
+        pins = [(rule, rule.pin) for rule in rules if rule.pin]
+        for n, (rule, pin) in enumerate(pins):
+            for other, its in pins[:n]:
+                if _meet(rule, other) and (pin.slot == its.slot or pin.item == its.item):
+                    what = f"slot {pin.slot}" if pin.slot == its.slot else f"the item {pin.item!r}"
+                    both = f"{other.name!r} and {rule.name!r} both pin {what}"
+                    raise ValueError(f"{both}; expected dates or placements apart")
+        return rules
+
+    def rules_of(self, placement: str, as_of: datetime) -> list[Rule]:
+        """Return the rules in force for a placement in the night of ``as_of``, in the order of the file."""
+        return [rule for rule in self.rules if rule.holds(placement, as_of)]
 
     @property
     def file(self) -> Path:
@@ -531,8 +784,27 @@ def load_shop(name_or_path: str, shops: Path) -> Shop:
     if not path.is_file():
         known = sorted(p.stem for p in shops.glob("*.yaml"))
         raise ShopFileError(f"{path}: no such shop file; expected a path ending in .yaml or one of {known}")
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise ShopFileError(f"{path}: expected keys such as 'name' and 'source', found {type(content).__name__}")
+    if isinstance(content.get("rules"), str):
+        apart = path.parent / content["rules"]
+        content["rules"] = _read(apart)
+        if not isinstance(content["rules"], list):
+            raise ShopFileError(f"{apart}: expected a list of rules, each with a name; found no list")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
+        shop = Shop.model_validate(content)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
+        raise ShopFileError(f"{path}: {error.error_count()} fault(s)\n{faults}") from error
+    shop._file = path.absolute()
+    return shop
+
+
+def _read(path: Path) -> Any:
+    """Return what a YAML file holds."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
     except RecursionError:
         raise ShopFileError(f"{path}: not YAML: nested too deep") from None
     except OSError as error:
@@ -541,15 +813,6 @@ def load_shop(name_or_path: str, shops: Path) -> Shop:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ShopFileError(f"{path}: not YAML: {without_secrets(str(error))}") from None
-    if not isinstance(content, dict):
-        raise ShopFileError(f"{path}: expected keys such as 'name' and 'source', found {type(content).__name__}")
-    try:
-        shop = Shop.model_validate(content)
-    except ValidationError as error:
-        faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
-        raise ShopFileError(f"{path}: {error.error_count()} fault(s)\n{faults}") from error
-    shop._file = path.absolute()
-    return shop
 
 
 def without_secrets(text: str) -> str:

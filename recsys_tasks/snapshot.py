@@ -137,11 +137,15 @@ class Interactions:
         matrix.sum_duplicates()
         return matrix
 
-    def matrix_of(self, user: int, half_life_days: float) -> sp.csr_matrix:
-        """Return the row of ``matrix(half_life_days, count="last")`` of one user."""
+    def newest(self, half_life_days: float) -> sp.csr_matrix:
+        """Return ``matrix(half_life_days, count="last")``, worked out once."""
         if half_life_days not in self._newest:
             self._newest[half_life_days] = self.matrix(half_life_days, count="last")
-        return self._newest[half_life_days][user]
+        return self._newest[half_life_days]
+
+    def matrix_of(self, user: int, half_life_days: float) -> sp.csr_matrix:
+        """Return the row of ``newest`` of one user."""
+        return self.newest(half_life_days)[user]
 
     @cached_property
     def _newest(self) -> dict[float, sp.csr_matrix]:
@@ -163,11 +167,19 @@ class Interactions:
 
     def of_user(self, user: int) -> np.ndarray:
         """Return the positions of one user's events, in the order of time."""
-        order, start = self._by_user
+        order, start = self.by_user
         return order[start[user] : start[user + 1]]
 
+    def of_users(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions of the events of (n,) users, user after user, and of each its place in ``users``."""
+        order, start = self.by_user
+        length = start[users + 1] - start[users]
+        at = np.repeat(start[users] - np.cumsum(length) + length, length) + np.arange(length.sum())
+        return order[at], np.repeat(np.arange(len(users)), length)
+
     @cached_property
-    def _by_user(self) -> tuple[np.ndarray, np.ndarray]:
+    def by_user(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the events, those of a user together, and (n_users + 1,) where each user's begin."""
         return by_group(self.user_idx, self.n_users)
 
     @cached_property
@@ -266,6 +278,18 @@ class Snapshot:
         files = [self.lake.root / day["file"] for day in days[begin:end]]
         table = pa.concat_tables([pq.ParquetFile(file).read(columns=["price"]) for file in files])
         return table.slice(first - int(ends[begin]), last - first)["price"].to_numpy().astype(np.float64)
+
+    def sessions(self, first: int) -> np.ndarray:
+        """Return (n,) int64, of each row of the log from ``first`` on a number for its ``session_id``; -1 for none."""
+        days = self.manifest["days"]
+        ends = np.cumsum([0, *(day["rows"] for day in days)])
+        begin = max(int(np.searchsorted(ends, first, "right")) - 1, 0)
+        files = [pq.ParquetFile(self.lake.root / day["file"]) for day in days[begin:]]
+        parts = [file.read(columns=["session_id"])["session_id"] for file in files]
+        chunks = [chunk.dictionary_encode() for part in parts for chunk in part.chunks]
+        whole = pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries().combine_chunks()
+        codes = pc.fill_null(whole.indices, -1) if isinstance(whole, pa.DictionaryArray) else pa.array([], pa.int32())
+        return codes.to_numpy(zero_copy_only=False).astype(np.int64)[first - int(ends[begin]) :]
 
     def interactions(self, shop: Shop, start: int = 0) -> Interactions:
         """Return the events before ``as_of`` of items of the catalogue that say something of a taste (weight > 0).

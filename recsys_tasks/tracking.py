@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from recsys_tasks.contract import PLACEMENT_VIEW
 from recsys_tasks.curves import plot_curve
 from recsys_tasks.errors import TemporarilyUnavailable
-from recsys_tasks.lake import code_fingerprint
+from recsys_tasks.lake import TEMPORARY, code_fingerprint
 from recsys_tasks.recipe import Recipe
 from recsys_tasks.settings import Settings
 
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
+
+_MLFLOW = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+"""Defaults of ours for MLflow's settings: its own would try for minutes. A task that fails is tried again later."""
 
 
 def alias(placement: str) -> str:
@@ -41,6 +48,7 @@ class Tracking:
     def __init__(self, settings: Settings, shop: str) -> None:
         self.home = settings.home.absolute()
         self.uri = settings.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+        self.shown = _without_password(self.uri)
         self.name = f"nightcart-{shop}"
         self.ui = _web_address(settings.mlflow_ui or settings.mlflow_tracking_uri or "")
         """Address of MLflow's pages; empty where it has none, as with SQLite."""
@@ -83,10 +91,10 @@ class Tracking:
             return {a: Recipe(client.get_model_version(self.name, v).tags["recipe"]) for a, v in aliases.items()}
 
     def log_training(self, night: str, recipe: Recipe, model_id: str, snapshot: str, folder: Path) -> None:
-        """Record a trained model: parameters, the learning curve, its description, and a registered version."""
+        """Record a trained model: parameters, the learning curve, its description, and a registered version; once."""
         described = json.loads((folder / "config.json").read_text())
         curve = described["curve"]
-        with self._client() as client, tempfile.TemporaryDirectory() as scratch:
+        with self._client() as client, tempfile.TemporaryDirectory(prefix=TEMPORARY) as scratch:
             run_id = self._run(client, night, recipe)
             if client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'"):
                 return  # a retried task, or the same night again
@@ -230,7 +238,8 @@ class Tracking:
 
     @contextmanager
     def _client(self) -> Iterator["MlflowClient"]:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name, value in _MLFLOW.items():
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -239,14 +248,28 @@ class Tracking:
         try:
             yield MlflowClient(self.uri, self.uri)
         except (MlflowException, OSError) as error:
+            told = str(error).replace(self.uri, self.shown)
             raise TemporarilyUnavailable(
-                f"MLflow at {self.uri} did not do as asked: {error}. Check NIGHTCART_MLFLOW_TRACKING_URI and the server"
-            ) from error
+                f"MLflow at {self.shown} did not do as asked: {told}. The last version stays current. "
+                "Check NIGHTCART_MLFLOW_TRACKING_URI and the server, and run the night again"
+            ) from None
 
 
 def _bare(key: str) -> str:
     """Return a key as it may stand between quotes of MLflow's filters."""
     return key.replace("'", "")
+
+
+def _without_password(uri: str) -> str:
+    """Return a URI as it may stand in a message.
+
+    >>> _without_password("postgresql://night:secret@db:5432/mlflow"), _without_password("sqlite:////var/mlflow.db")
+    ('postgresql://db:5432/mlflow', 'sqlite:////var/mlflow.db')
+
+    """
+    head, there, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{head}{there}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _web_address(uri: str) -> str:

@@ -25,6 +25,12 @@ TRACES = "_traces"
 """Beside the placements: how the lists of customers came about."""
 
 
+def placements_of(lake: Lake, version: str) -> list[str]:
+    """Return the placements that a version holds; one published before its manifest told holds what is there."""
+    there = [placement for placement in PLACEMENTS if lake.has(entry(placement, version))]
+    return lake.manifest(entry(there[0], version)).get("placements", there) if there else []
+
+
 def entry(placement: str, version: str) -> str:
     """Return where a placement's lists of a version lie in the lake, or its traces."""
     return f"recommendations/{placement}/version={version}"
@@ -40,7 +46,8 @@ def activate(lake: Lake, shop: Shop, version: str, reason: str, by: str | None =
 
     """
     before = current(lake)
-    for placement in PLACEMENTS:
+    placements = placements_of(lake, version)
+    for placement in placements or PLACEMENTS[:1]:
         if not lake.has(entry(placement, version)):
             raise NothingInLake(
                 f"version {version} of {placement} is not in the lake; there are {versions(lake, shop)}"
@@ -54,7 +61,7 @@ def activate(lake: Lake, shop: Shop, version: str, reason: str, by: str | None =
         )
     with open_store(Settings(), shop.name) as store:
         if not store.has(version):
-            for placement in PLACEMENTS:
+            for placement in placements:
                 count = store.load(version, placement, lists_of(lake, placement, version))
                 log.info("%s: %s lists in Redis", placement, f"{count:,}")
             store.seal(version)
@@ -92,7 +99,15 @@ def roll_back(lake: Lake, shop: Shop, version: str, reason: str = "", by: str | 
         raise NothingInLake(
             f"version: {version!r} is not in the lake; there are {others} of the shop {shop.name}{whose}"
         )
-    activate(lake, shop, version, told, by)
+    for placement in placements_of(lake, version):
+        if changed := lake.changed(entry(placement, version)):
+            raise ContractError(
+                f"version: {version} is not what was published: {lake.path(entry(placement, version)) / changed[0]} "
+                f"has another SHA-256 than its manifest says; expected one of {[v for v in others if v != version]}, "
+                "or publish the night of this version again"
+            )
+    with lake.at_work():
+        activate(lake, shop, version, told, by)
 
 
 def serving(lake: Lake) -> str:
@@ -113,15 +128,20 @@ def serving(lake: Lake) -> str:
 
 
 def flip(lake: Lake, store: OnlineStore, shop: Shop, version: str, reason: str, by: str | None) -> None:
-    """Move every pointer to a version that is whole in both stores; where it is current already, they say as before."""
+    """Move every pointer to a version that is whole in both stores; where it is current already, they say as before.
+
+    A placement that the version does not hold has no pointer: nobody reads another version's lists beside it.
+    """
     made = lake.manifest(entry(PLACEMENTS[0], version))
     line = {"shop": shop.name, "version": version, "as_of": made["as_of"], "champions": made["champions"]}
     line |= {"at": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason, "by": by}
     if (before := current(lake)) and ledger.is_same(before, line):
         line = before
     store.activate(version)
+    held = placements_of(lake, version)
     for placement in PLACEMENTS:
-        lake.point(f"recommendations/{placement}", line)
+        folder = f"recommendations/{placement}"
+        lake.point(folder, line) if placement in held else lake.unpoint(folder)
 
 
 def current(lake: Lake) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from recsys_tasks.errors import NotFittedError, TrainingError
 from recsys_tasks.metrics import hits, ndcg_at_k
 from recsys_tasks.models.trace import Said, Telling, Trace
+from recsys_tasks.nearest import NearestItems, top_k
 from recsys_tasks.simulation.visits import Visits
 from recsys_tasks.snapshot import Catalog, Interactions
 from recsys_tasks.split import Truth
@@ -28,6 +29,12 @@ FORMAT = 1
 """Version of the saved form; ``load`` refuses another."""
 FILL_HALF_LIFE_DAYS = 14.0
 """Recency of the popularity that fills up what a model leaves empty."""
+
+SEARCH_FROM = 20_000
+"""Candidates from which dot products are searched in tiles instead of being sorted as lines of scores."""
+
+_CELLS = 4_000_000
+"""Strengths of evidence that are compared at a time."""
 
 TREND_HALF_LIFE_DAYS = 14.0
 """Recency of what counts as now, where a model's logits follow the trend."""
@@ -86,12 +93,41 @@ class Ranked:
     """object: name of the model that put it there; the model itself or one of its witnesses"""
 
 
+@dataclass(frozen=True)
+class Dot:
+    """Scores that are (queries(users) @ vectors.T + bias) * scale."""
+
+    vectors: np.ndarray
+    """(n_items, d) float32"""
+    bias: np.ndarray
+    """(n_items,) float32, -inf where the model has no opinion of an item"""
+    queries: Callable[[np.ndarray], np.ndarray]
+    """From (n,) user_idx to (n, d) float32; NaN where the model has no opinion of a user"""
+    scale: float = 1.0
+
+    def scores(self, users: np.ndarray) -> np.ndarray:
+        """Return (n, n_items) float32, all of them; -inf where the model has no opinion."""
+        queries = self.queries(users)
+        scores = queries @ self.vectors.T
+        scores += self.bias
+        if self.scale != 1:
+            scores *= np.float32(self.scale)
+        scores[np.isnan(queries).any(1)] = -np.inf
+        return scores
+
+
 Scorer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, Telling]]
 """From (n,) user_idx to (n, n_items) scores, their origin, and what the stages said of them."""
+Ask = Callable[[np.ndarray, sp.csr_matrix], tuple[np.ndarray, np.ndarray, np.ndarray, Telling]]
+"""From (n,) user_idx and the (n, n_items) seen to (n, k) best items, -1 behind the last, their scores, their origin,
+(n, 0) of a model without witnesses, and what the stages said."""
 
 
 class Model(ABC):
-    """A recommender. Subclasses write ``_fit``, ``_scores``, ``_state`` and ``_restore``; all checks are here."""
+    """A recommender; all checks are here.
+
+    Subclasses write ``_fit``, ``_state`` and ``_restore``, and ``_scorer`` or, where scores are dot products, ``_dot``.
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type[Config]] = Config
@@ -238,51 +274,65 @@ class Model(ABC):
         popularity = histories.popularity(FILL_HALF_LIFE_DAYS)
         by_popularity = np.lexsort((np.arange(len(popularity)), -popularity))
         by_popularity = by_popularity[candidates[by_popularity]]
-        scorer = self._sourced_scorer(histories, candidates, exclude_seen)
         names = np.array(list(self.witnesses), object)
         asked = k + trace.left_out if trace and not self.witnesses else k
-        for start in range(0, len(users), 256):
-            batch = users[start : start + 256]
-            dense = np.full((len(batch), len(candidates)), -np.inf, np.float32)
-            known = batch >= 0
-            origin = np.zeros(dense.shape if self.witnesses else (len(batch), 0), np.int8)
+        dot = self._dot(histories) if int(candidates.sum()) >= SEARCH_FROM and not self.witnesses else None
+        if dot:
+            ask, at_once = _searched(dot, candidates, asked), 4096
+        else:
+            ask, at_once = self._sorted(histories, candidates, exclude_seen, asked), 256
+        nothing = sp.csr_matrix((histories.n_users + 1, len(candidates)), dtype=np.float32)
+        seen = sp.vstack([histories.bought, nothing[:1]], "csr") if exclude_seen else nothing  # -1 is the last row
+        for start in range(0, len(users), at_once):
+            part = slice(start, start + at_once)
+            bought = seen[users[part]]
+            best, best_value, origin, telling = ask(users[part], bought)
+            own = best[:, :k] >= 0
+            items[part], scores[part] = best[:, :k], np.where(own, best_value[:, :k], 0)
+            if self.witnesses:
+                sources[part][own] = names[origin[:, :k][own]]
+            _fill_up(Ranked(items[part], scores[part], filled[part], sources[part]), by_popularity, bought)
+            if trace and self.witnesses:
+                trace.note(start, items[part], np.flatnonzero(users[part] >= 0), telling(), list(self.witnesses))
+            elif trace:
+                said = {self.name: Said.of(best, best_value)}
+                trace.note(start, items[part], np.arange(len(best)), said, [self.name])
+        return Ranked(items, scores, filled, sources)
+
+    def _sorted(self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool, k: int) -> "Ask":
+        """Return what asks for the scores of all items, and sorts them."""
+        scorer = self._sourced_scorer(histories, candidates, exclude_seen)
+
+        def ask(users: np.ndarray, seen: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray, Telling]:
+            dense = np.full((len(users), len(candidates)), -np.inf, np.float32)
+            known = users >= 0
+            origin = np.zeros(dense.shape if self.witnesses else (len(users), 0), np.int8)
             telling: Telling = dict
             if known.any():
-                dense[known], origin[known], telling = scorer(batch[known])
+                dense[known], origin[known], telling = scorer(users[known])
             dense[:, ~candidates] = -np.inf
-            seen = [_row(histories.bought, user) if exclude_seen and user >= 0 else np.empty(0, int) for user in batch]
-            for score, bought in zip(dense, seen, strict=True):
-                score[bought] = -np.inf
-            best, best_value = top_k(dense, asked)
-            top, value = best[:, :k], best_value[:, :k]
-            for n in range(len(batch)):
-                row, own = start + n, int((top[n] >= 0).sum())
-                items[row, :own], scores[row, :own] = top[n, :own], value[n, :own]
-                if self.witnesses:
-                    sources[row, :own] = names[origin[n, top[n, :own]]]
-                if own < k:
-                    more = fill(by_popularity, np.concatenate([top[n, :own], seen[n]]), k - own)
-                    end = own + len(more)
-                    items[row, own:end], filled[row, own:end], sources[row, own:end] = more, True, "popular"
-                    floor = scores[row, own - 1] if own else np.float32(1)
-                    scores[row, own:end] = floor - np.arange(1, len(more) + 1, dtype=np.float32) / 1024
-            if trace:
-                own_lists = items[start : start + len(batch)]
-                if self.witnesses:
-                    trace.note(start, own_lists, np.flatnonzero(known), telling(), list(self.witnesses))
-                else:
-                    said = {self.name: Said.of(best, best_value)}
-                    trace.note(start, own_lists, np.arange(len(batch)), said, [self.name])
-        return Ranked(items, scores, filled, sources)
+            dense[seen.nonzero()] = -np.inf
+            best, value = top_k(dense, k)
+            return (
+                best,
+                value,
+                np.take_along_axis(origin, np.maximum(best, 0), 1) if self.witnesses else origin,
+                telling,
+            )
+
+        return ask
 
     @property
     def witnesses(self) -> Mapping[str, "Model"]:
         """By name, the models of the first stage that speak in this one's lists; none where it speaks for itself."""
         return self.sources_
 
-    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
-        """Return (n,) item_idx of the history item that speaks most for each of ``items``; -1 for none."""
-        return np.full(len(items), -1, np.int32)
+    def evidence(self, histories: Interactions, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Return (n, k) item_idx of the history item that speaks most for each of (n, k) items; -1 for none.
+
+        ``users`` are (n,) user_idx of customers; where ``items`` is -1, there is nothing to speak for.
+        """
+        return np.full(items.shape, -1, np.int32)
 
     def item_vectors(self) -> np.ndarray | None:
         """Return (n_items, d) float32 whose dot products rank like items by likeness, or None for models without."""
@@ -342,9 +392,15 @@ class Model(ABC):
     def _fit(self, material: Material) -> None:
         """Learn; what is learned is kept in attributes that end in ``_``."""
 
-    @abstractmethod
+    def _dot(self, histories: Interactions) -> Dot | None:
+        """Return what the scores are made of where they are dot products: lists from many items come sooner then."""
+        return None
+
     def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
         """Return a function from (n,) user_idx to (n, n_items) float32 scores, -inf where the model has no opinion."""
+        dot = self._dot(histories)
+        assert dot, f"{self.name} has neither _scorer nor _dot"
+        return dot.scores
 
     def _sourced_scorer(self, histories: Interactions, candidates: np.ndarray, exclude_seen: bool) -> Scorer:
         """Return a function from (n,) user_idx to the scores as ``_scorer`` has them, and where they come from.
@@ -372,37 +428,6 @@ def beats(values: np.ndarray, given: np.ndarray) -> bool:
     """
     gain = values - given
     return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
-
-
-def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k highest of each row, as (n, k) column numbers and scores; equal scores by column number.
-
-    -inf is no score: where a row has fewer than k scores, column -1 with score -inf follows. The k-th highest maximum
-    of many short pieces of a row is a floor that few scores reach; only those are sorted.
-
-    >>> columns, found = top_k(np.array([[1.0, 3.0, -np.inf, 3.0]], np.float32), 4)
-    >>> columns.tolist(), found.tolist()
-    ([[1, 3, 0, -1]], [[3.0, 3.0, 1.0, -inf]])
-
-    """
-    n_rows, n_columns = scores.shape
-    piece = min(128, max(1, n_columns // (8 * k)))
-    n_pieces = n_columns // piece
-    if n_pieces > k:
-        best = scores[:, : n_pieces * piece].reshape(n_rows, n_pieces, piece).max(2)
-        floor = np.partition(best, n_pieces - k, axis=1)[:, n_pieces - k]
-    else:
-        floor = np.full(n_rows, -np.inf, scores.dtype)
-    row, column = np.nonzero((scores >= floor[:, None]) & (scores > -np.inf))
-    value = scores[row, column]
-    order = np.lexsort((column, -value, row))
-    row, column, value = row[order], column[order], value[order]
-    place = np.arange(len(row)) - np.searchsorted(row, row)  # rank within the row, from 0
-    kept = place < k
-    columns = np.full((n_rows, k), -1, np.int32)
-    values = np.full((n_rows, k), -np.inf, scores.dtype)
-    columns[row[kept], place[kept]], values[row[kept], place[kept]] = column[kept], value[kept]
-    return columns, values
 
 
 def digest(item_ids: np.ndarray) -> str:
@@ -439,19 +464,77 @@ def opinionated(scores: np.ndarray) -> np.ndarray:
     return scores
 
 
-def best_evidence(history: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Return for each column of ``strength`` (n_history, n) the history item with the largest value; -1 if none > 0."""
-    if not len(history):
-        return np.full(strength.shape[1], -1, np.int32)
-    best = strength.argmax(0)
-    return np.where(strength[best, np.arange(strength.shape[1])] > 0, history[best], -1).astype(np.int32)
+Strength = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""From (m, h) history items, their (m, h) values and (m, k) items to (m, k, h) how much each speaks for each."""
 
 
-def _row(matrix: sp.csr_matrix, row: int) -> np.ndarray:
-    return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
+def best_evidence(history: sp.csr_matrix, users: np.ndarray, items: np.ndarray, strength: Strength) -> np.ndarray:
+    """Return (n, k) item_idx of the one in a user's row of ``history`` with the largest strength; -1 if none is > 0.
+
+    Users with histories of like length are worked on together.
+    """
+    found = np.full(items.shape, -1, np.int32)
+    length = np.diff(history.indptr)[users]
+    order = np.argsort(length, kind="stable")
+    order = order[length[order] > 0]
+    while len(order):
+        cells = np.arange(1, len(order) + 1) * length[order] * items.shape[1]
+        rows, order = np.split(order, [max(1, int(np.searchsorted(cells, _CELLS, "right")))])
+        place = np.arange(length[rows[-1]])
+        there = place < length[rows, None]
+        at = np.where(there, history.indptr[users[rows], None] + place, 0)
+        speaks = strength(history.indices[at], history.data[at], items[rows])
+        speaks = np.where(there[:, None], speaks, 0)
+        best = speaks.argmax(2)  # (m, k)
+        known = (np.take_along_axis(speaks, best[:, :, None], 2)[:, :, 0] > 0) & (items[rows] >= 0)
+        found[rows] = np.where(known, np.take_along_axis(history.indices[at], best, 1), -1)
+    return found
 
 
-def fill(by_popularity: np.ndarray, taken: np.ndarray, n: int) -> np.ndarray:
-    """Return the first n of ``by_popularity`` that are not ``taken``."""
-    head = by_popularity[: n + len(taken)]
-    return head[~np.isin(head, taken)][:n]
+def nearest_evidence(vectors: Callable[[np.ndarray], np.ndarray]) -> Strength:
+    """Let the nearest item speak; ``vectors`` are asked for those of items, (..., d)."""
+    return lambda history, _, items: vectors(items) @ vectors(history).swapaxes(1, 2)
+
+
+def _searched(dot: Dot, candidates: np.ndarray, k: int) -> Ask:
+    """Return what searches for the highest dot products."""
+    rows = np.flatnonzero(candidates & np.isfinite(dot.bias))
+    nearest = NearestItems(dot.vectors[rows], bias=dot.bias[rows])
+
+    def ask(users: np.ndarray, seen: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray, Telling]:
+        best, value = np.full((len(users), k), -1, np.int32), np.full((len(users), k), -np.inf, np.float32)
+        known = np.flatnonzero(users >= 0)
+        queries = dot.queries(users[known])
+        told = ~np.isnan(queries).any(1)
+        found, products = nearest.exact(queries[told], k, seen[known[told]][:, rows])
+        width = found.shape[1]
+        best[known[told], :width] = np.where(found < 0, -1, rows[found])
+        value[known[told], :width] = products * np.float32(dot.scale)
+        return best, value, np.zeros((len(users), 0), np.int8), dict
+
+    return ask
+
+
+def _fill_up(ranked: Ranked, by_popularity: np.ndarray, seen: sp.csr_matrix) -> None:
+    """Put what is popular and neither listed nor ``seen`` where lists are too short."""
+    items, k = ranked.items, ranked.items.shape[1]
+    short = np.flatnonzero((items < 0).any(1))
+    if not len(short):
+        return
+    own, seen = (items[short] >= 0).sum(1), seen[short]
+    width = min(len(by_popularity), k + int((own + np.diff(seen.indptr)).max()))
+    place = np.full(seen.shape[1], width)
+    place[by_popularity[:width]] = np.arange(width)
+    free = np.ones((len(short), width + 1), bool)
+    free[:, width] = False
+    row, column = np.nonzero(items[short] >= 0)
+    free[row, place[items[short][row, column]]] = False
+    row, item = seen.nonzero()
+    free[row, place[item]] = False
+    nth = free.cumsum(1, dtype=np.int32)
+    row, column = np.nonzero(free & (nth <= (k - own)[:, None]))
+    nth = nth[row, column]
+    at = short[row], own[row] + nth - 1
+    floor = np.where(own > 0, ranked.scores[short, own - 1], np.float32(1))
+    items[at], ranked.filled[at], ranked.sources[at] = by_popularity[column], True, "popular"
+    ranked.scores[at] = floor[row] - nth.astype(np.float32) / 1024

@@ -14,7 +14,16 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Between, Material, Model, best_evidence, codes_of, distinct_rows
+from recsys_tasks.models.base import (
+    Between,
+    Dot,
+    Material,
+    Model,
+    best_evidence,
+    codes_of,
+    distinct_rows,
+    nearest_evidence,
+)
 from recsys_tasks.snapshot import Interactions
 
 
@@ -81,11 +90,28 @@ class Content(Model):
 
         return score
 
-    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+    def _dot(self, histories: Interactions) -> Dot | None:
+        if self.config.same_category or self.config.price_band:
+            return None
+        own, vectors = histories.newest(self.config.half_life_days), self.item_vectors()
+
+        def queries(users: np.ndarray) -> np.ndarray:
+            profile = unit(own[users] @ vectors).astype(np.float32)
+            profile[~profile.any(1)] = np.nan
+            return profile
+
+        return Dot(vectors, np.where(vectors.any(1), 0, -np.inf).astype(np.float32), queries)
+
+    def evidence(self, histories: Interactions, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return the history item with the largest share of the score."""
-        own = histories.matrix_of(user, self.config.half_life_days)
-        told, wanted = self.vectors_[self.text_of_[own.indices]], self.vectors_[self.text_of_[items]]
-        return best_evidence(own.indices, told @ wanted.T * own.data[:, None])
+        vectors = self.item_vectors()
+        likeness = nearest_evidence(vectors.__getitem__)
+        return best_evidence(
+            histories.newest(self.config.half_life_days),
+            users,
+            items,
+            lambda history, value, items: likeness(history, value, items) * value[:, None],
+        )
 
     def item_vectors(self) -> np.ndarray:
         """Return the text vectors the model works with, of unit length; zero for an item without text."""

@@ -65,16 +65,16 @@ class EASE(Model):
 
         return score
 
-    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+    def evidence(self, histories: Interactions, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return the history item with the largest share of the score."""
-        own = histories.matrix_of(user, self.config.half_life_days)
-        place = np.full(int(self.n_items_[0]), -1)
+        place = np.full(int(self.n_items_[0]) + 1, -1)  # the last one is nobody's
         place[self.items_] = np.arange(len(self.items_))
-        history = own.indices[place[own.indices] >= 0]
-        value = own.data[place[own.indices] >= 0]
-        strength = self.weights_[np.ix_(place[history], place[items])] * value[:, None]
-        strength[:, place[items] < 0] = 0
-        return best_evidence(history, strength)
+
+        def strength(history: np.ndarray, value: np.ndarray, items: np.ndarray) -> np.ndarray:
+            of, by = place[items][:, :, None], place[history][:, None]
+            return np.where((of >= 0) & (by >= 0), self.weights_[by, of] * value[:, None], 0)
+
+        return best_evidence(histories.newest(self.config.half_life_days), users, items, strength)
 
     def _state(self) -> dict[str, np.ndarray]:
         return {"items": self.items_, "weights": self.weights_, "n_items": self.n_items_}

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Between, Material, Model, best_evidence, opinionated
+from recsys_tasks.models.base import Between, Material, Model, opinionated
 from recsys_tasks.snapshot import Interactions
 
 
@@ -68,11 +68,16 @@ class ItemKNN(Model):
         own = histories.matrix(self.config.half_life_days, count="last").astype(np.float32)
         return lambda users: opinionated((own[users] @ self.weights_).toarray())
 
-    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+    def evidence(self, histories: Interactions, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return the history item with the largest share of the score."""
-        own = histories.matrix_of(user, self.config.half_life_days)
-        strength = self.weights_[own.indices][:, items].toarray() * own.data[:, None]
-        return best_evidence(own.indices, strength)
+        found = np.full(items.shape, -1, np.int32)
+        for row, user in enumerate(users):
+            own, wanted = histories.matrix_of(int(user), self.config.half_life_days), np.flatnonzero(items[row] >= 0)
+            strength = self.weights_[own.indices][:, items[row, wanted]].toarray() * own.data[:, None]
+            if len(own.indices):
+                best = own.indices[strength.argmax(0)]
+                found[row, wanted] = np.where(strength.max(0) > 0, best, -1)
+        return found
 
     def _state(self) -> dict[str, np.ndarray]:
         w = self.weights_

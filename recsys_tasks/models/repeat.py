@@ -33,7 +33,7 @@ class Repeat(Model):
         own = histories.matrix(self.config.half_life_days).astype(np.float32)
         return lambda users: opinionated(own[users].toarray())
 
-    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+    def evidence(self, histories: Interactions, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Each item speaks for itself."""
         return items.astype(np.int32)
 

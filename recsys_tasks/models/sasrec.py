@@ -26,7 +26,14 @@ import numpy as np
 
 from recsys_tasks.history import by_group
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Between, Material, Model, best_evidence
+from recsys_tasks.models.base import (
+    Between,
+    Dot,
+    Material,
+    Model,
+    best_evidence,
+    nearest_evidence,
+)
 from recsys_tasks.models.content import whitening
 from recsys_tasks.snapshot import Interactions
 
@@ -185,33 +192,33 @@ class SASRec(Model):
             elif learned.shape == weights[name].shape:
                 weights[name] = learned.copy()
 
-    def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
+    def _dot(self, histories: Interactions) -> Dot:
         import tensorflow as tf
 
         weights = {name: tf.constant(array) for name, array in self.weights_.items() if name != "ids"}
-        vectors = tf.constant(self.vectors_)
+        vectors, temperature = tf.constant(self.vectors_), self.config.temperature or 1.0
         output = self.item_vectors()
-        unknown = np.abs(output).sum(1) == 0
-        trend = np.float32(self.config.trend) * base.trend(histories, self.config.half_life_days)
+        trend = self.config.trend * base.trend(histories, self.config.half_life_days)
+        bias = np.where(np.abs(output).sum(1) == 0, -np.inf, trend * temperature).astype(np.float32)
 
-        def score(users: np.ndarray) -> np.ndarray:
+        def queries(users: np.ndarray) -> np.ndarray:
             batch = _inputs(histories, last_events(histories, users, self.config.max_length), self.kinds_)
-            state = np.zeros((len(users), self.config.dim), np.float32)
-            for length, rows in _buckets((batch["items"] >= 0).sum(1), self.config.max_length):
-                inputs = {name: array[rows, -length:] for name, array in batch.items()}
-                embedded = tf.gather(vectors, tf.maximum(inputs["items"], 0))
-                state[rows] = states(self.config, weights, embedded, inputs)[:, -1].numpy()
-            scores = state @ output.T / np.float32(self.config.temperature or 1) + trend
-            scores[:, unknown] = -np.inf
-            scores[(batch["items"] < 0).all(1)] = -np.inf
-            return scores
+            state = np.full((len(users), self.config.dim), np.nan, np.float32)
+            lengths = (batch["items"] >= 0).sum(1)
+            for length, rows in _buckets(lengths, self.config.max_length):
+                for start in range(0, len(rows), 512):
+                    chosen = rows[start : start + 512]
+                    inputs = {name: array[chosen, -length:] for name, array in batch.items()}
+                    embedded = tf.gather(vectors, tf.maximum(inputs["items"], 0))
+                    state[chosen] = states(self.config, weights, embedded, inputs)[:, -1].numpy()
+            state[lengths == 0] = np.nan
+            return state
 
-        return score
+        return Dot(output, bias, queries, 1 / temperature)
 
-    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+    def evidence(self, histories: Interactions, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return the history item whose vector is nearest."""
-        history, vectors = histories.bought[user].indices, self.item_vectors()
-        return best_evidence(history, vectors[history] @ vectors[items].T)
+        return best_evidence(histories.bought, users, items, nearest_evidence(self.item_vectors().__getitem__))
 
     def item_vectors(self) -> np.ndarray:
         """Return what a state is compared with: of unit length where the configuration has a temperature."""
@@ -232,11 +239,11 @@ class SASRec(Model):
 
 def last_events(interactions: Interactions, users: np.ndarray, length: int) -> np.ndarray:
     """Return (n, length) positions in the log of each user's newest events, oldest first; -1 stands before them."""
-    events = np.full((len(users), length), -1, np.int64)
-    for row, user in zip(events, users, strict=True):
-        newest = interactions.of_user(user)[-length:]
-        row[length - len(newest) :] = newest
-    return events
+    if not len(interactions):
+        return np.full((len(users), length), -1, np.int64)
+    order, start = interactions.by_user
+    place = start[np.asarray(users) + 1][:, None] + np.arange(-length, 0)
+    return np.where(place < start[users][:, None], -1, order[np.maximum(place, 0)])
 
 
 def windows(interactions: Interactions, length: int) -> np.ndarray:

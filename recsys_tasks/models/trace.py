@@ -58,6 +58,40 @@ class Trace:
         """By stage, the shape of ``items``, int32 from 1; 0 where it said nothing"""
         self.scores: dict[str, np.ndarray] = {}
         """The same, float32; NaN where it said nothing"""
+        self.rules: np.ndarray | None = None
+        """The shape of ``items``, what the shop's rules did to an item, as a sentence or None; None without rules"""
+        self.dial: np.ndarray | None = None
+        """(n_users, listed + left_out, 3) int32: the place of an item before the diversity dial and after it, from 1 (0
+        where it had none), and why it moved, as ``diversity.WHY`` counts; None without a dial"""
+
+    def of(self, rows: np.ndarray) -> "Trace":
+        """Return the trace of some of the users."""
+        found = Trace(0, self.n_items, self.listed, self.left_out)
+        found.items = self.items[rows]
+        found.ranks = {name: ranks[rows] for name, ranks in self.ranks.items()}
+        found.scores = {name: scores[rows] for name, scores in self.scores.items()}
+        found.dial = self.dial[rows] if self.dial is not None else None
+        return found
+
+    def take(self, rows: np.ndarray, start: int, other: "Trace", columns: np.ndarray) -> None:
+        """Copy (n, m) columns of another trace of n users to places from ``start`` on of ``rows``; -1 is nothing."""
+        part = np.ix_(rows, np.arange(start, start + columns.shape[1]))
+        there, at = columns >= 0, np.maximum(columns, 0)
+        self.items[part] = np.where(there, np.take_along_axis(other.items, at, 1), -1)
+        for name in {**self.ranks, **other.ranks}:
+            ranks = self.ranks.setdefault(name, np.zeros(self.items.shape, np.int32))
+            scores = self.scores.setdefault(name, np.full(self.items.shape, np.nan, np.float32))
+            said = name in other.ranks
+            ranks[part] = np.where(there, np.take_along_axis(other.ranks[name], at, 1), 0) if said else 0
+            scores[part] = np.where(there, np.take_along_axis(other.scores[name], at, 1), np.nan) if said else np.nan
+        if other.dial is not None:
+            self.dial = np.zeros((*self.items.shape, 3), np.int32) if self.dial is None else self.dial
+            self.dial[part] = np.where(there[..., None], np.take_along_axis(other.dial, at[..., None], 1), 0)
+
+    def shorten(self, told: "Trace") -> None:
+        """Tell of the same lists as another trace that tells of more of their places."""
+        columns = np.r_[: self.listed, told.listed : told.listed + self.left_out]
+        self.take(np.arange(len(self.items)), 0, told, np.broadcast_to(columns, self.items.shape))
 
     def note(
         self, start: int, lists: np.ndarray, rows: np.ndarray, told: Mapping[str, Said], sources: Sequence[str]

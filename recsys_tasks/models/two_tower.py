@@ -19,7 +19,7 @@ TensorFlow trains; to recommend, the towers are a few products of arrays, and ne
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +27,16 @@ from scipy.stats import rankdata
 
 from recsys_tasks.history import by_group
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Between, Material, Model, best_evidence, codes_of, distinct_rows
+from recsys_tasks.models.base import (
+    Between,
+    Dot,
+    Material,
+    Model,
+    best_evidence,
+    codes_of,
+    distinct_rows,
+    nearest_evidence,
+)
 from recsys_tasks.snapshot import Catalog, Interactions
 
 log = logging.getLogger(__name__)
@@ -138,19 +147,18 @@ class TwoTower(Model):
         self.query_["items"] = self.query_["items"] * network.known_items[:, None]  # others are as they were drawn
         self.query_["attribute_codes"] = attributes
 
-    def _scorer(self, histories: Interactions) -> Callable[[np.ndarray], np.ndarray]:
+    def _dot(self, histories: Interactions) -> Dot:
         order, start = by_group(histories.user_idx, histories.n_users)
-        items = histories.item_idx[order]
-        trend = np.float32(self.config.trend) * base.trend(histories, self.config.half_life_days)
+        items, temperature = histories.item_idx[order], self.config.temperature
+        trend = self.config.trend * base.trend(histories, self.config.half_life_days)
 
-        def score(users: np.ndarray) -> np.ndarray:
+        def queries(users: np.ndarray) -> np.ndarray:
             ends = start[users + 1]
-            last = _last(items, start[users], ends, self.config.history)
-            scores = self._vectors(users, last) @ self.item_vectors_.T / np.float32(self.config.temperature) + trend
-            scores[(ends == start[users])] = -np.inf
-            return scores
+            vectors = self._vectors(users, _last(items, start[users], ends, self.config.history))
+            vectors[ends == start[users]] = np.nan
+            return vectors
 
-        return score
+        return Dot(self.item_vectors_, (trend * temperature).astype(np.float32), queries, 1 / temperature)
 
     def _vectors(self, users: np.ndarray, last: np.ndarray) -> np.ndarray:
         """(n, dim) vectors of unit length, of users whose last items are (n, history); -1 pads."""
@@ -164,10 +172,9 @@ class TwoTower(Model):
         vectors = hidden @ q["kernel_1"] + q["bias_1"] + pooled
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
-    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+    def evidence(self, histories: Interactions, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return the history item whose vector is nearest."""
-        history = histories.bought[user].indices
-        return best_evidence(history, self.item_vectors_[history] @ self.item_vectors_[items].T)
+        return best_evidence(histories.bought, users, items, nearest_evidence(self.item_vectors_.__getitem__))
 
     def item_vectors(self) -> np.ndarray:
         """Return the item tower's output, of unit length."""

@@ -22,7 +22,14 @@ import scipy.sparse as sp
 
 from recsys_tasks.errors import TrainingError
 from recsys_tasks.models import base
-from recsys_tasks.models.base import Between, Material, Model, best_evidence
+from recsys_tasks.models.base import (
+    Between,
+    Dot,
+    Material,
+    Model,
+    best_evidence,
+    nearest_evidence,
+)
 from recsys_tasks.snapshot import DAY, Interactions
 
 log = logging.getLogger(__name__)
@@ -148,6 +155,18 @@ class VAECF(Model):
 
         return score
 
+    def _dot(self, histories: Interactions) -> Dot:
+        own, weights = self._histories(histories), self._widened()
+        told = np.diff(own.indptr) > 0
+        last = f"decoder{len(self.config.autoencoder_structure)}"
+
+        def queries(users: np.ndarray) -> np.ndarray:
+            hidden = self._hidden(own[users], self.weights_).numpy()
+            hidden[~told[users]] = np.nan
+            return hidden
+
+        return Dot(weights[f"{last}_weight"].T, weights[f"{last}_bias"], queries)
+
     def _widened(self) -> dict[str, np.ndarray]:
         """Return the weights with a last layer for the whole catalogue; its bias is -inf for items without part."""
         last, n_items = f"decoder{len(self.config.autoencoder_structure)}", int(self.n_items_[0])
@@ -160,9 +179,18 @@ class VAECF(Model):
         """Return the (n, outputs) of the decoder for (n, n_network_items) histories of ones."""
         import torch
 
+        last = f"decoder{len(self.config.autoencoder_structure)}"
+        weight, bias = (torch.from_numpy(weights[f"{last}_{kind}"]) for kind in ("weight", "bias"))
+        with torch.inference_mode():
+            return torch.addmm(bias, self._hidden(rows, weights), weight).numpy()
+
+    def _hidden(self, rows: sp.csr_matrix, weights: Mapping[str, np.ndarray]) -> Any:
+        """Return the (n, d) tensor that the last layer is multiplied with."""
+        import torch
+
         functional, depth = torch.nn.functional, len(self.config.autoencoder_structure)
         act = getattr(functional, self.config.act_fn)
-        layers = [*(f"encoder{n}" for n in range(depth)), "mean", *(f"decoder{n}" for n in range(depth + 1))]
+        layers = [*(f"encoder{n}" for n in range(depth)), "mean", *(f"decoder{n}" for n in range(depth))]
         weight, bias = (
             {name: torch.from_numpy(weights[f"{name}_{kind}"]) for name in layers} for kind in ("weight", "bias")
         )
@@ -172,12 +200,11 @@ class VAECF(Model):
             x += bias[layers[0]]
             for before, name in pairwise(layers):
                 x = torch.addmm(bias[name], x if before == "mean" else act(x), weight[name])
-        return x.numpy()
+            return act(x) if depth else x
 
-    def evidence(self, histories: Interactions, user: int, items: np.ndarray) -> np.ndarray:
+    def evidence(self, histories: Interactions, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return the history item that the decoder treats most alike."""
-        history = histories.bought[user].indices
-        return best_evidence(history, self._directions(history) @ self._directions(items).T)
+        return best_evidence(histories.bought, users, items, nearest_evidence(self.item_vectors().__getitem__))
 
     def item_vectors(self) -> np.ndarray:
         """Return the decoder's last layer, of unit length; zero for items that take no part."""
