@@ -242,3 +242,20 @@ def test_the_bytes_of_batches_do_not_tell_how_they_were_cut(tmp_path, monkeypatc
         assert write_batches(batches, table.schema, tmp_path / f"{cut}.parquet") == 250
     assert len({sha256(path) for path in tmp_path.iterdir()}) == 1
     assert pq.ParquetFile(tmp_path / "1.parquet").num_row_groups == 3
+
+
+@pytest.mark.parametrize("system", [None, object()], ids=["swaps names", "cannot swap names"])
+def test_an_entry_is_rewritten_as_a_whole_or_not_at_all(tmp_path, monkeypatch, system):
+    if system:
+        monkeypatch.setattr("recsys_tasks.lake.ctypes.CDLL", lambda name: system)
+    lake = Lake(tmp_path)
+    with lake.create("kind/key", {"made": 1}) as folder:
+        (folder / "part").write_text("old")
+    with pytest.raises(FileNotFoundError), lake.rewrite("kind/key", {"made": 2}) as folder:
+        (folder / "missing").read_text()
+    assert (lake.path("kind/key") / "part").read_text() == "old"
+    with lake.rewrite("kind/key", {"made": 2}) as folder:
+        (folder / "part").write_text("new")
+    assert (lake.path("kind/key") / "part").read_text() == "new"
+    assert lake.manifest("kind/key") == {"made": 2}
+    assert list(lake.drafts().iterdir()) == []

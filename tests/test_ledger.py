@@ -10,12 +10,13 @@ import pytest
 
 from recsys_tasks import ledger
 from recsys_tasks.contract import PLACEMENTS
+from recsys_tasks.errors import NothingInLake
 from recsys_tasks.lake import Lake
 from recsys_tasks.night import plan
 from recsys_tasks.publish import publish
 from recsys_tasks.settings import Settings
 from recsys_tasks.shop import load_shop
-from recsys_tasks.versions import activate, entry, versions
+from recsys_tasks.versions import activate, entry, placements_of, roll_back, versions
 
 
 @pytest.fixture
@@ -44,6 +45,30 @@ def told(lake):
 
 def written(lake):
     return [json.loads(line)["version"] for line in (lake.root / ledger.LEDGER).read_text().splitlines()]
+
+
+def test_a_version_of_fewer_placements_can_be_rolled_back_to_and_nobody_reads_another_beside_it(lake, shop):
+    first = ("home", "discover", "similar")  # all there were before manifests told
+    for placement in set(PLACEMENTS) - set(first):
+        lake.drop(entry(placement, "v1"))
+    activate(lake, shop, "v1", "night of one")
+    activate(lake, shop, "v2", "night of two")
+    assert lake.current("recommendations/trending")["version"] == "v2"
+    roll_back(lake, shop, "v1")
+    assert placements_of(lake, "v1") == list(first)
+    pointed = {placement for placement in PLACEMENTS if lake.current(f"recommendations/{placement}")}
+    assert pointed == set(first)
+    assert ledger.served(lake, "tiny")[-1]["version"] == "v1"
+    roll_back(lake, shop, "v2")
+    assert {lake.current(f"recommendations/{placement}")["version"] for placement in PLACEMENTS} == {"v2"}
+
+
+def test_a_placement_that_the_manifest_tells_of_must_be_there(lake, shop):
+    made = {"as_of": AS_OF, "champions": {}, "files": [], "placements": ["home", "trending"]}
+    with lake.create(entry("home", "v4"), made):
+        pass
+    with pytest.raises(NothingInLake, match="v4 of trending is not in the lake"):
+        activate(lake, shop, "v4", "night of four")
 
 
 def test_an_empty_lake_has_served_nothing(tmp_path):

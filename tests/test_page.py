@@ -276,6 +276,8 @@ def test_drift_tells_what_is_off_first_and_why_it_cannot_judge():
 def test_each_step_tells_time_and_memory_and_what_was_reused():
     step = {"step": "train", "of": "ease", "seconds": 75.0, "peak_mb": 1234.5, "reused": False, "at": ""}
     steps = [step, {**step, "step": "recommend", "of": 0, "seconds": 0.12, "reused": True}]
-    words = Reader(render(a_report(steps=steps, drops={"out of stock": 1203}))).words
-    parts = ["1 min 15 s", "1,234 MB", "shard 0", "0.1 s", "reused", "out of stock: 1,203"]
+    words = Reader(
+        render(a_report(steps=steps, drops={"home": {"no tobacco": 1203}}, moves={"home": {"own": 7}}))
+    ).words
+    parts = ["1 min 15 s", "1,234 MB", "shard 0", "0.1 s", "reused", "no tobacco", "1,203", "own"]
     assert [part for part in parts if part not in words] == []

@@ -44,7 +44,7 @@ def test_what_was_bought_last_weighs_most():
 
 def test_evidence_is_the_item_of_the_history_with_the_most_similar_text():
     fitted, log = fitted_on([(0, 0, 20), (0, 2, 27)])
-    assert fitted.evidence(log, 0, np.array([1, 3, 5])).tolist() == [0, 2, -1]
+    assert fitted.evidence(log, np.array([0]), np.array([[1, 3, 5]])).tolist() == [[0, 2, -1]]
 
 
 def test_a_customer_who_came_after_training_is_scored_too():

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from recsys_tasks import nearest
 from recsys_tasks.contract import EVENT_TYPES, VIEWS
 from recsys_tasks.errors import NotFittedError, TrainingError
 from recsys_tasks.models import BASELINES, MODELS, STAGES, Material, base, model_class
@@ -246,8 +247,38 @@ def test_evidence_is_an_item_the_customer_bought(name):
     fitted = of_checkerboard(name)
     for user in (0, 1, 7):
         history = log.bought[user].indices
-        witness = fitted.evidence(log, user, np.array([user]))[0]  # for the withheld item
+        witness = fitted.evidence(log, np.array([user]), np.array([[user, -1]]))[0]  # for the withheld item
+        assert witness[1] == -1
+        witness = witness[0]
         assert witness in history or (witness == -1 and name == "popular") or (witness == user and name == "repeat")
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("name", ["two_tower", "vaecf", "sasrec", "content"])
+def test_lists_from_many_items_are_those_that_sorting_all_scores_gives(name, exclude_seen, monkeypatch):
+    log, k = checkerboard(), 12
+    fitted = of_checkerboard(name)
+    assert fitted._dot(log)
+    candidates, users = np.arange(SIZE) != 7, np.array([*range(SIZE), -1])
+    log = replace(log, user_ids=np.append(log.user_ids, ["new"]))
+    users = np.append(users, SIZE)  # a customer without an event
+    traces = [Trace(len(users), SIZE, listed=k, left_out=3) for _ in range(2)]
+    told = {"exclude_seen": exclude_seen, "trace": traces[0]}
+    if name == "two_tower":  # which knows a customer by number
+        users[-1] = -1
+    plain = fitted.recommend(log, users, k, candidates, **told)
+    monkeypatch.setattr(base, "SEARCH_FROM", 1)
+    monkeypatch.setattr(nearest, "SORT_UP_TO", 0)
+    searched = fitted.recommend(log, users, k, candidates, **{**told, "trace": traces[1]})
+    np.testing.assert_allclose(searched.scores, plain.scores, rtol=1e-4, atol=1e-5)
+    assert (searched.filled == plain.filled).all()
+    assert (searched.sources == plain.sources).all()
+    next_score = np.diff(plain.scores, axis=1, append=-np.inf), np.diff(plain.scores, axis=1, prepend=np.inf)
+    alone = (np.abs(next_score) > 1e-4).all(0)
+    assert alone[:, :-1].mean() > 0.2
+    assert (searched.items == plain.items)[alone & (np.arange(k) < k - 1)].all()
+    assert (traces[1].items[:, :k] == searched.items).all()
+    assert (traces[1].items[:, k:] >= 0).sum() == (traces[0].items[:, k:] >= 0).sum()
 
 
 def test_asking_before_learning_is_an_error():
