@@ -40,8 +40,9 @@ GRACE_SECONDS = 24 * 3600
 class OnlineStore:
     """One shop's lists in any Redis or Valkey."""
 
-    def __init__(self, client: "redis.Redis", shop: str) -> None:
+    def __init__(self, client: "redis.Redis", shop: str, saves_when_told: bool = False) -> None:
         self.client = client
+        self.saves_when_told = saves_when_told
         self.prefix = f"nightcart:{shop}"
         self._server: dict[str, str] = {}  # version -> the process that took the first of it
 
@@ -105,6 +106,11 @@ class OnlineStore:
         for name, since in self.client.hgetall(f"{self.prefix}:loading").items():
             if float(since) < time.time() - GRACE_SECONDS:
                 self.drop(name.decode() if isinstance(name, bytes) else name)
+
+    def keep(self) -> None:
+        """Have an embedded server put on disk what it holds; any other does so as its owner configured it."""
+        if self.saves_when_told:
+            _save(self.client)
 
     def drop(self, version: str) -> None:
         """Remove a version that is not current."""
@@ -219,7 +225,7 @@ def open_store(settings: Settings, shop: str) -> Iterator[OnlineStore]:
                 yield OnlineStore(client, shop)
         else:
             with _embedded(settings.home.absolute() / "valkey") as client:
-                yield OnlineStore(client, shop)
+                yield OnlineStore(client, shop, saves_when_told=True)
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise TemporarilyUnavailable(
             f"{where} did not answer: {error}. Check NIGHTCART_REDIS_URL and the server"

@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import time
@@ -89,8 +90,8 @@ _FULL = (
     "free some space (keep_days and keep_versions of the shop file say what is kept), and run the night again: what is "
     "done is not done again"
 )
-_TELLS_OF_FULL_DISK = (os.strerror(errno.ENOSPC), "database or disk is full")
-"""DuckDB's and Arrow's words, and SQLite's."""
+_TELLS_OF_FULL_DISK = re.compile(f"{os.strerror(errno.ENOSPC)}|database or disk is full|\\d+ requested and \\d+ written")
+"""DuckDB's and Arrow's words, SQLite's, and NumPy's of an array of which only a part found room."""
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def _told_when_a_disk_is_full() -> Iterator[None]:
 def _is_of_full_disk(error: BaseException | None) -> bool:
     """Tell whether an error, or what it came of, is that a disk or a quota is full; libraries wrap it in their own."""
     while error:
-        is_told = any(words in str(error) for words in _TELLS_OF_FULL_DISK)
+        is_told = _TELLS_OF_FULL_DISK.search(str(error))
         if is_told or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
         error = error.__cause__ or error.__context__

@@ -307,7 +307,7 @@ def test_without_the_dial_the_lists_are_the_same_bytes_as_with_all_at_0(again):
         p: rows_of(night, made[0], p).item_id.tolist() != rows_of(night, with_dial, p).item_id.tolist()
         for p in PLACEMENTS
     }
-    assert differs == {"home": True, "discover": True, "similar": False}
+    assert {p for p, is_other in differs.items() if is_other} == {"home", "discover"}
     names = pq.read_schema(night.lake.path(made[0][0]) / "trace-home.parquet").names
     assert "dial" not in names
 

@@ -421,7 +421,7 @@ def tracked(home: Path) -> list[tuple[Any, ...]]:
 def left_over(home: Path) -> Iterator[str]:
     """Yield hidden files of a lake, and drafts: what a killed process left behind."""
     for path in sorted((home / "lake").rglob("*")):
-        if path.name.startswith(".") and path.name != ".drafts":
+        if path.name.startswith(".") and path.name not in (".drafts", ".lock"):
             yield str(path.relative_to(home / "lake"))
     for path in (home / "lake" / ".drafts").iterdir():
         yield str(path.relative_to(home / "lake"))
