@@ -90,7 +90,9 @@ _FULL = (
     "free some space (keep_days and keep_versions of the shop file say what is kept), and run the night again: what is "
     "done is not done again"
 )
-_TELLS_OF_FULL_DISK = re.compile(f"{os.strerror(errno.ENOSPC)}|database or disk is full|\\d+ requested and \\d+ written")
+_TELLS_OF_FULL_DISK = re.compile(
+    f"{os.strerror(errno.ENOSPC)}|database or disk is full|\\d+ requested and \\d+ written"
+)
 """DuckDB's and Arrow's words, SQLite's, and NumPy's of an array of which only a part found room."""
 
 

@@ -138,7 +138,7 @@ def flip(lake: Lake, store: OnlineStore, shop: Shop, version: str, reason: str, 
     if (before := current(lake)) and ledger.is_same(before, line):
         line = before
     store.activate(version)
-    store.keep()  # or a machine that goes down now comes back with the old lists in Redis and the new ones in the tables
+    store.keep()  # or a machine that goes down now comes back with old lists in Redis and new ones in the tables
     held = placements_of(lake, version)
     for placement in PLACEMENTS:
         folder = f"recommendations/{placement}"
